@@ -122,8 +122,8 @@ def inverse_frequency_weights(class_counts: ArrayLike, *, power: Scalar = 1.0) -
     Raises:
       ValueError: ``class_counts`` is not ``[K]`` or ``power`` is negative.
 
-    >>> inverse_frequency_weights(jnp.array([30, 10, 0])).round(3)
-    Array([0.5, 1.5, 0. ], dtype=float32)
+    >>> inverse_frequency_weights(jnp.array([30, 10, 0]))
+    Array([0.5..., 1.5..., 0. ...], dtype=float32)
     """
     _check.at_least(0.0, power=power)
     counts = _check.class_vector("class_counts", class_counts)
@@ -152,7 +152,7 @@ def effective_number_weights(class_counts: ArrayLike, *, beta: Scalar = 0.999) -
     authors' TensorFlow code normalises to K, counting absent classes too.)
 
     >>> effective_number_weights(jnp.array([1000, 10]), beta=0.99)
-    Array([0.1746..., 1.8254...], dtype=float32)
+    Array([0.1745..., 1.8254...], dtype=float32)
     """
     sizes = effective_number(class_counts, beta=beta)
     return _mean_one(sizes, jnp.ones((), sizes.dtype))
