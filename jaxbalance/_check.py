@@ -46,7 +46,12 @@ def class_ids(value: ArrayLike, *, name: str = "labels") -> Array:
     array = jnp.asarray(value)
     if not is_class_ids(array):
         raise ValueError(f"{name}: got dtype {array.dtype}, wanted integer class ids")
-    return array
+    return _wide(array)
+
+
+def _wide(ids: Array) -> Array:
+    # Narrow integers cannot hold every class of a comparison with 0 .. K-1.
+    return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
 
 
 def labels(value: ArrayLike, scores: Array, *, scores_name: str = "logits") -> Array:
@@ -65,7 +70,7 @@ def labels(value: ArrayLike, scores: Array, *, scores_name: str = "logits") -> A
             f"labels: got {kind} of shape {array.shape}, wanted shape {wanted} "
             f"for {scores_name} of shape {scores.shape}"
         )
-    return array
+    return _wide(array) if is_class_ids(array) else array
 
 
 def same_shape(name: str, value: ArrayLike, other_name: str, other: ArrayLike) -> Array:

@@ -1,0 +1,328 @@
+"""Samplers: from a key to a matrix of example indices."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbalance import _check
+from jaxbalance._types import Array, ArrayLike, Scalar
+from jaxbalance.samplers._class_index import ClassIndex
+from jaxbalance.samplers._permutation import permute
+
+
+def _word(key: Array) -> Array:
+    """One uint32 that names everything drawn from ``key``."""
+    return jax.random.bits(key, (), jnp.uint32)
+
+
+def _steps(start: Scalar, steps: int) -> Array:
+    _check.positive_integer(steps=steps)
+    return jnp.asarray(start, jnp.int32) + jnp.arange(steps, dtype=jnp.int32)
+
+
+def _locate(position: Array, size: Array) -> tuple[Array, Array]:
+    """Epoch and place of a position in an endless row of epochs of ``size`` (0 counts as 1)."""
+    size = jnp.maximum(size, 1)
+    return position // size, position % size
+
+
+def shuffled_epochs(
+    key: Array,
+    *,
+    num_examples: int,
+    batch_size: int,
+    steps: int,
+    start: Scalar = 0,
+    pad_last: bool = False,
+) -> Array:
+    """Every example once per epoch, each epoch in a new random order.
+
+    Row t depends on ``(key, start + t)`` alone, so a run that resumes at step s passes ``start=s``
+    and gets exactly the rows it would have got; a shard takes its own columns.
+
+    Args:
+      key: a JAX PRNG key.
+      num_examples: N.
+      batch_size: B.
+      steps: number of rows, static.
+      start: step of the first row.
+      pad_last: False lets a batch run on into the next epoch, so that every row is full; True ends
+        each epoch with a row padded with −1, so that N need not be a multiple of B.
+
+    Returns:
+      Indices ``[steps, B]``, int32, in ``0 .. N-1`` or −1.
+
+    Raises:
+      ValueError: a size is not a positive integer.
+
+    >>> rows = shuffled_epochs(jax.random.key(0), num_examples=6, batch_size=3, steps=2)
+    >>> sorted(rows.reshape(-1).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    _check.positive_integer(num_examples=num_examples, batch_size=batch_size)
+    epoch_length = num_examples
+    if pad_last:
+        epoch_length = -(-num_examples // batch_size) * batch_size
+    epoch, place = _stream(_steps(start, steps), batch_size, epoch_length)
+    words = _word(key) + epoch.astype(jnp.uint32)
+    size = jnp.full_like(place, num_examples)
+    rows = permute(words, jnp.minimum(place, size - 1), size)
+    return jnp.where(place < size, rows, jnp.full_like(rows, -1))
+
+
+def _stream(step: Array, batch_size: int, epoch_length: int) -> tuple[Array, Array]:
+    """Epoch and place ``[steps, B]`` of every element of the given steps."""
+    start_epoch, start_place = _times_divmod(step, batch_size, epoch_length)
+    place = start_place[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
+    return start_epoch[:, None] + place // epoch_length, place % epoch_length
+
+
+def _times_divmod(value: Array, factor: int, divisor: int) -> tuple[Array, Array]:
+    """``divmod(value * factor, divisor)`` without forming the product, which overflows int32."""
+    whole, rest = value // divisor, value % divisor
+    quotient, remainder = jnp.zeros_like(value), jnp.zeros_like(value)
+    for bit in f"{factor:b}":
+        remainder = 2 * remainder + int(bit) * rest
+        quotient = 2 * quotient + remainder // divisor
+        remainder = remainder % divisor
+    return whole * factor + quotient, remainder
+
+
+def class_balanced(
+    key: Array,
+    index: ClassIndex,
+    *,
+    batch_size: int,
+    steps: int,
+    start: Scalar = 0,
+    temperature: Scalar = float("inf"),
+    class_probabilities: ArrayLike | None = None,
+) -> Array:
+    r"""Draw a class, then a member of it, independently for every place in every batch.
+
+    .. math:: P(k) \propto n_k^{1/T} \text{ over present classes}, \qquad
+              P(i \mid k) = 1 / n_k
+
+    ``temperature=1`` is the identity: plain sampling with replacement from the data;
+    ``temperature=2`` is square-root sampling and infinity, the default, gives every present class
+    the same share.
+
+    Args:
+      key: a JAX PRNG key; row t depends on ``(key, start + t)`` alone.
+      index: from :func:`class_index`.
+      batch_size: B.
+      steps: number of rows, static.
+      start: step of the first row.
+      temperature: T > 0.
+      class_probabilities: ``[K]``, used in place of the temperature rule; need not add up to one.
+        An absent class is never drawn, whatever its probability.
+
+    Returns:
+      Indices ``[steps, B]``, int32.
+
+    Raises:
+      ValueError: a size is not a positive integer, ``temperature`` is not positive, or
+        ``class_probabilities`` is not ``[K]``.
+
+    Source: Kang et al. 2020, arXiv:1910.09217, eq. 1 with q = 1/T.
+
+    >>> from jaxbalance import samplers
+    >>> labels = np.array([0] * 98 + [1] * 2)
+    >>> index = samplers.class_index(labels, num_classes=2)
+    >>> rows = class_balanced(jax.random.key(0), index, batch_size=50, steps=40)
+    >>> bool(abs(labels[np.asarray(rows)].mean() - 0.5) < 0.05)
+    True
+    """
+    _check.positive_integer(batch_size=batch_size)
+    _check.more_than(0.0, temperature=temperature)
+    present = index.class_counts > 0
+    if class_probabilities is None:
+        sizes = jnp.maximum(index.class_counts, 1).astype(jnp.float32)
+        log_share = jnp.log(sizes) / jnp.asarray(temperature, jnp.float32)
+    else:
+        number = index.class_counts.shape[0]
+        share = _check.class_vector("class_probabilities", class_probabilities, number)
+        log_share = jnp.log(share.astype(jnp.float32))
+    log_share = jnp.where(present, log_share, jnp.full_like(log_share, -jnp.inf))
+    edges = jnp.cumsum(jax.nn.softmax(log_share))
+    # The last present class owns the rounding error above its edge, never an absent one.
+    last = jnp.max(jnp.where(present, jnp.arange(present.size), 0))
+
+    def row(step: Array) -> Array:
+        class_key, member_key = jax.random.split(jax.random.fold_in(key, step))
+        uniform = jax.random.uniform(class_key, (batch_size,))
+        classes = jnp.minimum(jnp.searchsorted(edges, uniform, side="right"), last)
+        sizes = index.class_counts[classes]
+        members = jax.random.randint(member_key, (batch_size,), 0, jnp.maximum(sizes, 1))
+        return index.members[index.starts[classes] + members]
+
+    return jax.vmap(row)(_steps(start, steps))
+
+
+def stratified(
+    key: Array, index: ClassIndex, *, examples_per_class: int, steps: int, start: Scalar = 0
+) -> Array:
+    """The same number of examples of every class in every batch, class-major.
+
+    Each class is gone through in shuffled passes of its own, so its members are used equally often
+    (to within one) at any moment.
+
+    Args:
+      key: a JAX PRNG key; row t depends on ``(key, start + t)`` alone.
+      index: from :func:`class_index`.
+      examples_per_class: b.
+      steps: number of batches, static.
+      start: step of the first batch.
+
+    Returns:
+      Indices ``[steps, K, b]``, int32. A class with fewer than b members appears more than once in
+      a batch; the row of an absent class is −1.
+
+    Raises:
+      ValueError: a size is not a positive integer.
+
+    >>> from jaxbalance import samplers
+    >>> index = samplers.class_index(np.array([0, 0, 0, 1]), num_classes=2)
+    >>> stratified(jax.random.key(0), index, examples_per_class=2, steps=3).shape
+    (3, 2, 2)
+    """
+    _check.positive_integer(examples_per_class=examples_per_class)
+    step = _steps(start, steps)
+    number = index.class_counts.shape[0]
+    shape = (step.size, number, examples_per_class)
+    within = jnp.arange(examples_per_class, dtype=jnp.int32)
+    position = step[:, None, None] * examples_per_class + within[None, None, :]
+    classes = jnp.arange(number, dtype=jnp.int32)[None, :, None]
+    return _members(
+        key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape)
+    )
+
+
+def _members(key: Array, index: ClassIndex, classes: Array, position: Array) -> Array:
+    """Members at ``position`` of each class's endless row of shuffled passes; −1 if absent."""
+    sizes = index.class_counts[classes]
+    epoch, place = _locate(position, sizes)
+    words = _word(key) + epoch.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
+    words = words ^ (classes.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
+    found = index.members[index.starts[classes] + permute(words, place, sizes)]
+    return jnp.where(sizes > 0, found, jnp.full_like(found, -1))
+
+
+def resampled_epochs(
+    key: Array,
+    index: ClassIndex,
+    *,
+    target_counts: ArrayLike | Sequence[int],
+    batch_size: int,
+    steps: int,
+    start: Scalar = 0,
+) -> Array:
+    """Shuffled epochs in which class k appears exactly ``target_counts[k]`` times.
+
+    A target above a class's size over-samples it: every member appears floor or ceil of
+    target/size times. A target below it under-samples it: each epoch takes other members, in turn,
+    so that over several epochs nothing is thrown away. Targets come from
+    :func:`oversampled_counts` or :func:`undersampled_counts`; ``target_counts`` equal to the class
+    counts is the identity.
+
+    Args:
+      key: a JAX PRNG key; row t depends on ``(key, start + t)`` alone.
+      index: from :func:`class_index`.
+      target_counts: ``[K]`` on the host (their sum is the epoch's length); must be 0 for no one but
+        classes that should not appear.
+      batch_size: B; a batch runs on into the next epoch, so every row is full.
+      steps: number of rows, static.
+      start: step of the first row.
+
+    Returns:
+      Indices ``[steps, B]``, int32. A place that falls to an absent class is −1.
+
+    Raises:
+      ValueError: ``target_counts`` is not ``[K]``, is negative or sums to nothing, or a size is not
+        a positive integer.
+
+    >>> from jaxbalance import samplers
+    >>> index = samplers.class_index(np.array([0, 0, 0, 0, 1]), num_classes=2)
+    >>> rows = resampled_epochs(
+    ...     jax.random.key(0), index, target_counts=[4, 4], batch_size=8, steps=1
+    ... )
+    >>> sorted(rows[0].tolist())
+    [0, 1, 2, 3, 4, 4, 4, 4]
+    """
+    _check.positive_integer(batch_size=batch_size)
+    targets = _check.host_counts("target_counts", target_counts).astype(np.int64)
+    if targets.shape != index.class_counts.shape or targets.sum() < 1:
+        raise ValueError(
+            f"target_counts: got {targets.tolist()}, wanted {index.class_counts.shape[0]} counts, "
+            "one per class, not all zero"
+        )
+    length = int(targets.sum())
+    order_key, member_key = jax.random.split(key)
+    epoch, place = _stream(_steps(start, steps), batch_size, length)
+    words = _word(order_key) + epoch.astype(jnp.uint32)
+    slot = permute(words, place, jnp.full_like(place, length))
+    ends = jnp.asarray(np.cumsum(targets), jnp.int32)
+    classes = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
+    wanted = jnp.asarray(targets, jnp.int32)[classes]
+    within = slot - (ends[classes] - wanted)
+    return _members(member_key, index, classes, epoch * wanted + within)
+
+
+def oversampled_counts(class_counts: ArrayLike, *, ratio: float = 1.0) -> np.ndarray:
+    r"""Target counts that raise rare classes until the largest is at most ``ratio`` times any.
+
+    .. math:: m_k = \max(n_k, \lceil \max_j n_j / \rho \rceil)
+
+    An infinite ``ratio`` (or one at least the present imbalance) is the identity; 1 balances fully.
+
+    Args:
+      class_counts: ``[K]``, on the host.
+      ratio: allowed imbalance rho >= 1.
+
+    Returns:
+      Targets ``[K]``, int64, for :func:`resampled_epochs`; an absent class stays 0.
+
+    Raises:
+      ValueError: a negative count, or ``ratio`` below 1.
+
+    Source: Buda et al. 2018, arXiv:1710.05381, section 2.2.
+
+    >>> oversampled_counts([100, 10, 0], ratio=2)
+    array([100,  50,   0])
+    """
+    _check.at_least(1.0, ratio=ratio)
+    sizes = _check.host_counts("class_counts", class_counts).astype(np.int64)
+    floor = np.ceil(sizes.max() / ratio).astype(np.int64)
+    return np.where(sizes > 0, np.maximum(sizes, floor), 0)
+
+
+def undersampled_counts(class_counts: ArrayLike, *, ratio: float = 1.0) -> np.ndarray:
+    r"""Target counts that cut frequent classes to at most ``ratio`` times the rarest present one.
+
+    .. math:: m_k = \min(n_k, \lfloor \rho \min_{j: n_j > 0} n_j \rfloor)
+
+    An infinite ``ratio`` (or one at least the present imbalance) is the identity; 1 balances fully.
+
+    Args:
+      class_counts: ``[K]``, on the host.
+      ratio: allowed imbalance rho >= 1.
+
+    Returns:
+      Targets ``[K]``, int64, for :func:`resampled_epochs`.
+
+    Raises:
+      ValueError: a negative count, no present class, or ``ratio`` below 1.
+
+    Source: Buda et al. 2018, arXiv:1710.05381, section 2.2.
+
+    >>> undersampled_counts([100, 10, 0], ratio=2)
+    array([20, 10,  0])
+    """
+    _check.at_least(1.0, ratio=ratio)
+    sizes = _check.host_counts("class_counts", class_counts).astype(np.int64)
+    if not np.any(sizes > 0):
+        raise ValueError(f"class_counts: got {sizes.tolist()}, wanted at least one present class")
+    ceiling = min(sizes[sizes > 0].min() * ratio, sizes.max())
+    return np.minimum(sizes, int(ceiling))
