@@ -50,8 +50,8 @@ def class_ids(value: ArrayLike, *, name: str = "labels") -> Array:
 
 
 def _wide(ids: Array) -> Array:
-    # Narrow integers cannot hold every class of a comparison with 0 .. K-1.
-    return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
+    # Narrow integers cannot hold every class 0 .. K-1, unsigned ones no -1.
+    return ids if ids.dtype == jnp.int64 else ids.astype(jnp.int32)
 
 
 def labels(value: ArrayLike, scores: Array, *, scores_name: str = "logits") -> Array:

@@ -1,0 +1,81 @@
+"""The recommended model, saved in one file that reads back without unpickling anything."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbalance import data
+from jaxbalance._types import Array, ArrayLike
+from jaxbalance.compare._files import to_npz, write_atomically
+from jaxbalance.compare._methods import METHODS
+from jaxbalance.compare._score import Score
+from jaxbalance.compare._sweep import Budget, model_builder
+from jaxbalance.compare._task import Task
+
+
+class Predictor(NamedTuple):
+    """A trained model, its standardisation and its correction, as one function."""
+
+    logits: Callable[[ArrayLike], Array]
+    """``logits(inputs [B, ...]) -> [B, K]`` for inputs as the data set gives them."""
+    class_names: tuple[str, ...]
+    method: str
+
+
+def save_model(path: pathlib.Path, task: Task, budget: Budget, method: str, score: Score) -> None:
+    """Write the run of ``method`` that validation liked best."""
+    standardizer = jax.tree.map(lambda leaf: leaf[score.seed], task.standardizer)
+    about = {
+        "method": method,
+        "model": budget.model,
+        "input_shape": task.inputs.shape[1:],
+        "class_names": task.dataset.class_names,
+        "feature_names": task.dataset.feature_names,
+    }
+    leaves = {f"params/{i:04d}": np.asarray(p) for i, p in enumerate(jax.tree.leaves(score.params))}
+    fixed = {f"standardizer/{name}": value for name, value in standardizer._asdict().items()}
+    write_atomically(
+        path, to_npz({"about": np.asarray(json.dumps(about)), "bias": score.bias, **fixed, **leaves})
+    )
+
+
+def load_model(path: str | pathlib.Path) -> Predictor:
+    """Read the ``model.npz`` that a comparison saved.
+
+    Args:
+      path: the file.
+
+    Returns:
+      A :class:`Predictor`; ``argmax`` of its logits is the predicted class.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays["about"]))
+    method, names = about["method"], tuple(about["class_names"])
+    build = model_builder(
+        about["input_shape"],
+        len(names),
+        model=about["model"],
+        head=METHODS[method].training.head,
+    )
+    model = build(jax.random.key(0))
+    leaves = [arrays[name] for name in sorted(arrays) if name.startswith("params/")]
+    params = jax.tree.unflatten(jax.tree.structure(model.params), map(jnp.asarray, leaves))
+    fields = {name: arrays[f"standardizer/{name}"] for name in data.Standardizer._fields}
+    standardizer = data.Standardizer(**fields)
+    bias = jnp.asarray(arrays["bias"])
+
+    @jax.jit
+    def logits(inputs: ArrayLike) -> Array:
+        scores = model.apply(params, data.standardize(standardizer, jnp.asarray(inputs)))
+        return scores + jnp.broadcast_to(bias, scores.shape)
+
+    return Predictor(logits, names, method)

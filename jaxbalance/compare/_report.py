@@ -1,0 +1,217 @@
+"""What a comparison found, in numbers, and in words that say no more than the numbers do."""
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxbalance
+from jaxbalance.compare._methods import METHODS
+from jaxbalance.compare._score import METRICS, Score
+from jaxbalance.compare._statistics import (
+    LEVEL,
+    Estimate,
+    balanced_variance,
+    estimate,
+    holm,
+)
+from jaxbalance.compare._sweep import Budget
+from jaxbalance.compare._task import TEST_FRACTION, Task
+
+BASELINE = "plain"
+
+
+class Row(NamedTuple):
+    """One method's line of the table."""
+
+    method: str
+    balanced_accuracy: Estimate
+    difference: Estimate | None
+    """Balanced accuracy minus that of plain training, paired by seed; None for plain itself."""
+    corrected_p_value: float | None
+    """Of the difference being zero, corrected for the number of methods."""
+    means: dict[str, float]
+    """Mean over seeds of every metric; NaN where a metric is not defined."""
+    step_sizes: list[float]
+    """The step size validation chose, for each seed."""
+    seconds: float
+    """Share of the compiled program's time."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference stands after correction."""
+        return self.corrected_p_value is not None and self.corrected_p_value < LEVEL
+
+
+class Report(NamedTuple):
+    """Everything a comparison found."""
+
+    rows: list[Row]
+    """Sorted by falling test balanced accuracy."""
+    recommended: str
+    """The method with the highest *validation* balanced accuracy; the test set chose nothing."""
+    verdict: list[str]
+    notes: list[str]
+    facts: dict[str, Any]
+    """Data, budget, versions: all that is needed to run it again."""
+    scores: dict[str, Score]
+
+
+def build_report(
+    task: Task,
+    budget: Budget,
+    scores: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> Report:
+    """Turn scores into estimates, paired differences and a verdict."""
+    names = list(scores)
+    differences = {
+        name: _estimate(task, scores[name], scores[BASELINE]) for name in names if name != BASELINE
+    }
+    corrected = holm([difference.p_value for difference in differences.values()])
+    p_values = dict(zip(differences, corrected, strict=True))
+    rows = [
+        Row(
+            method=name,
+            balanced_accuracy=_estimate(task, scores[name], None),
+            difference=differences.get(name),
+            corrected_p_value=p_values.get(name),
+            means={metric: float(np.mean(scores[name].values[metric])) for metric in METRICS},
+            step_sizes=[budget.step_sizes[i] for i in scores[name].chosen],
+            seconds=seconds[name],
+        )
+        for name in names
+    ]
+    rows.sort(key=lambda row: -row.balanced_accuracy.mean)
+    recommended = max(names, key=lambda name: float(np.mean(scores[name].validation)))
+    return Report(
+        rows=rows,
+        recommended=recommended,
+        verdict=_verdict(rows, recommended),
+        notes=[*task.notes, *_run_notes(scores, len(budget.step_sizes))],
+        facts={**facts, **_provenance()},
+        scores=dict(scores),
+    )
+
+
+def _estimate(task: Task, score: Score, baseline: Score | None) -> Estimate:
+    values = score.values["balanced_accuracy"].astype(np.float64)
+    right = score.right.astype(np.float64)
+    if baseline is not None:
+        values = values - baseline.values["balanced_accuracy"]
+        right = right - baseline.right
+    labels = task.dataset.labels[task.test]
+    if task.redrawn:
+        parts = [
+            balanced_variance(r, y, task.num_classes) for r, y in zip(right, labels, strict=True)
+        ]
+        variance = float(np.mean(parts))
+    else:
+        variance = balanced_variance(right.mean(axis=0), labels[0], task.num_classes)
+    share = TEST_FRACTION if task.redrawn else 0.0
+    return estimate(values, variance, redrawn=task.redrawn, test_share=share)
+
+
+def _verdict(rows: list[Row], recommended: str) -> list[str]:
+    better = [row for row in rows if row.significant and _gain(row) > 0]
+    worse = [row for row in rows if row.significant and _gain(row) < 0]
+    undecided = [row.method for row in rows if row.difference is not None and not row.significant]
+    lines = []
+    if better:
+        lines.append(
+            "Significantly better than plain training here, in points of balanced accuracy: "
+            f"{_gains(better)}."
+        )
+    else:
+        lines.append("No remedy is significantly better than plain training on these data.")
+    if worse:
+        lines.append(f"Significantly worse: {_gains(worse)}.")
+    if undecided:
+        lines.append(f"Not distinguishable from plain: {', '.join(undecided)}.")
+    lines.append(_advice(recommended, rows))
+    return lines
+
+
+def _advice(recommended: str, rows: list[Row]) -> str:
+    row = next(row for row in rows if row.method == recommended)
+    if recommended == BASELINE:
+        return "Validation prefers plain training: no remedy is needed."
+    tail = "which the test set confirms" if row.significant and _gain(row) > 0 else (
+        "but the test set does not tell it from plain with confidence"
+    )
+    return f"Validation prefers {recommended} ({METHODS[recommended].summary}), {tail}."
+
+
+def _gain(row: Row) -> float:
+    return 0.0 if row.difference is None else row.difference.mean
+
+
+def _gains(rows: list[Row]) -> str:
+    return ", ".join(
+        f"{row.method} ({100 * row.difference.mean:+.1f} ± {100 * row.difference.half_width:.1f})"
+        for row in rows
+        if row.difference is not None
+    )
+
+
+def _run_notes(scores: Mapping[str, Score], rates: int) -> list[str]:
+    return [
+        f"{name}: {score.diverged} of {rates * len(score.chosen)} runs diverged and were not chosen"
+        for name, score in scores.items()
+        if score.diverged
+    ]
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "jaxbalance": jaxbalance.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def to_json(report: Report) -> str:
+    """The whole report as JSON; a number that is not defined is null."""
+    scores = {
+        name: {
+            **{metric: values.tolist() for metric, values in score.values.items()},
+            "validation_balanced_accuracy": score.validation.tolist(),
+            "recall_per_class": score.recall.tolist(),
+            "diverged_runs": score.diverged,
+        }
+        for name, score in report.scores.items()
+    }
+    content = {
+        "recommended": report.recommended,
+        "verdict": report.verdict,
+        "notes": report.notes,
+        **report.facts,
+        "methods": [
+            {
+                **row._asdict(),
+                "balanced_accuracy": row.balanced_accuracy._asdict(),
+                "difference": row.difference._asdict() if row.difference else None,
+                "significant": row.significant,
+            }
+            for row in report.rows
+        ],
+        "per_seed": scores,
+    }
+    return json.dumps(_without_nan(content), indent=1) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value

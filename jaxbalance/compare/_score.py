@@ -1,0 +1,148 @@
+"""From logits to numbers: which step size validation chooses, and what the test set then says."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbalance import metrics
+from jaxbalance._types import Array, ArrayTree, HostArray
+from jaxbalance.compare._methods import Method
+from jaxbalance.compare._sweep import Outcome
+from jaxbalance.compare._task import Task
+
+METRICS = (
+    "balanced_accuracy",
+    "macro_f1",
+    "worst_class_recall",
+    "geometric_mean",
+    "auroc",
+    "average_precision",
+    "expected_calibration_error",
+    "accuracy",
+)
+
+
+class Score(NamedTuple):
+    """One method on the test set, at the step size that validation chose for each seed."""
+
+    values: dict[str, HostArray]
+    """One number per seed ``[S]`` for every name in ``METRICS``."""
+    recall: HostArray
+    """Test recall of each class ``[S, K]``, NaN where the test set has none of it."""
+    right: HostArray
+    """Whether each test example was classified correctly ``[S, m]``."""
+    validation: HostArray
+    """Validation balanced accuracy of the chosen run of each seed ``[S]``."""
+    chosen: HostArray
+    """Index of the chosen step size of each seed ``[S]``."""
+    curve: HostArray
+    """Recall of each class along the chosen runs ``[S, segments, K]``."""
+    diverged: int
+    """Runs, of all seeds and step sizes, that ended in non-finite logits; never chosen unless all
+    step sizes of a seed did."""
+    seed: int
+    """The seed whose chosen run has the best validation score."""
+    params: ArrayTree
+    """Parameters of that run."""
+    bias: HostArray
+    """What the method adds to that run's logits ``[K]``."""
+
+
+def score(task: Task, method: Method, outcome: Outcome) -> Score:
+    """Choose step sizes on validation data, then measure once on test data."""
+    finite = np.isfinite(outcome.validation_logits).all(axis=(2, 3))
+    finite &= np.isfinite(outcome.test_logits).all(axis=(2, 3))
+    clean = jax.tree.map(np.nan_to_num, outcome._replace(params=()))
+    class_counts = jnp.asarray(task.class_counts, jnp.float32)
+    labels = jnp.asarray(task.dataset.labels[task.validation], jnp.int32)
+    folds = jnp.asarray(np.stack([_folds(row) for row in np.asarray(labels)]))
+    judge = jax.jit(
+        jax.vmap(
+            jax.vmap(partial(_validation_score, method, class_counts), in_axes=(0, None, None))
+        )
+    )
+    accuracy, loss = (np.asarray(a) for a in judge(clean.validation_logits, labels, folds))
+    # Ties in balanced accuracy, common with few rare examples, go to the lower balanced log loss.
+    order = np.where(finite, np.round(accuracy, 6) - 1e-9 * np.tanh(loss / 10), -1.0)
+    chosen = np.argmax(order, axis=1)
+    seeds = np.arange(len(chosen))
+    fitted = jax.jit(jax.vmap(partial(_bias, method, class_counts)))(
+        clean.validation_logits[seeds, chosen], labels
+    )
+    measured = jax.jit(jax.vmap(partial(_measure, _rarest(task))))(
+        clean.test_logits[seeds, chosen] + np.asarray(fitted)[:, None, :],
+        jnp.asarray(task.dataset.labels[task.test], jnp.int32),
+    )
+    values, recall, right = jax.tree.map(np.asarray, measured)
+    best = int(np.argmax(order[seeds, chosen]))
+    return Score(
+        values=dict(zip(METRICS, values, strict=True)),
+        recall=recall,
+        right=right,
+        validation=accuracy[seeds, chosen],
+        chosen=chosen,
+        curve=clean.curve[seeds, chosen],
+        diverged=int(np.sum(~finite)),
+        seed=best,
+        params=jax.tree.map(lambda leaf: leaf[best, chosen[best]], outcome.params),
+        bias=np.asarray(fitted)[best],
+    )
+
+
+def _folds(labels: HostArray) -> HostArray:
+    """Two halves of the validation set, alternating within every class."""
+    fold = np.empty(len(labels), np.int32)
+    for k in np.unique(labels):
+        members = np.flatnonzero(labels == k)
+        fold[members] = np.arange(len(members)) % 2
+    return fold
+
+
+def _bias(method: Method, class_counts: Array, logits: Array, labels: Array) -> Array:
+    if method.bias is None:
+        return jnp.zeros_like(logits[0])
+    return method.bias(logits, labels, class_counts)
+
+
+def _validation_score(
+    method: Method, class_counts: Array, logits: Array, labels: Array, folds: Array
+) -> tuple[Array, Array]:
+    """Balanced accuracy and balanced log loss; what is fitted is judged on the other half."""
+    bias = partial(_bias, method, class_counts, logits)
+    halves = [bias(jnp.where(folds == half, labels, -1)) for half in (1, 0)]
+    added = jnp.where((folds == 0)[:, None], halves[0][None, :], halves[1][None, :])
+    shifted = logits + added
+    number = logits.shape[-1]
+    predictions = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+    matrix = metrics.confusion_matrix(labels, predictions, num_classes=number)
+    log_likelihood = jax.nn.log_softmax(shifted)[jnp.arange(labels.size), labels]
+    weights = 1 / jnp.maximum(metrics.support(matrix), 1).astype(logits.dtype)
+    loss = -jnp.sum(weights[labels] * log_likelihood)
+    return metrics.balanced_accuracy(matrix), loss / number
+
+
+def _rarest(task: Task) -> int | None:
+    """The rare class of a two-class problem; None where there are more."""
+    return int(np.argmin(task.class_counts)) if task.num_classes == 2 else None
+
+
+def _measure(rare: int | None, logits: Array, labels: Array) -> tuple[tuple[Array, ...], Array, Array]:
+    number = logits.shape[-1]
+    predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    matrix = metrics.confusion_matrix(labels, predictions, num_classes=number)
+    probabilities = jax.nn.softmax(logits)
+    precision = metrics.average_precision(probabilities, labels)
+    values = (
+        metrics.balanced_accuracy(matrix),
+        metrics.macro_f1(matrix),
+        metrics.worst_class_recall(matrix),
+        metrics.geometric_mean(matrix),
+        metrics.macro(metrics.auroc(probabilities, labels)),
+        metrics.macro(precision) if rare is None else precision[rare],
+        metrics.expected_calibration_error(metrics.calibration_bins(probabilities, labels)),
+        metrics.accuracy(matrix),
+    )
+    return values, metrics.recall(matrix), predictions == labels

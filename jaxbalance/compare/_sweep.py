@@ -1,0 +1,263 @@
+"""Many runs in one compiled program: every seed and step size of every training of one shape."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxbalance import data, metrics, models, training
+from jaxbalance._types import Array, HostArray, Params, PerExampleLoss
+from jaxbalance.compare._methods import Training, split_arguments
+from jaxbalance.compare._task import Task
+
+SEGMENTS = 20
+"""Compiled calls per run: each ends with a point of the learning curve and a progress report."""
+LATE = 16
+"""The segment from which a training's late arguments hold: the last fifth."""
+_CURVE_EXAMPLES = 1000
+_EVALUATION_BLOCK = 500
+_DRAW_SEED = 1_000_003
+
+
+class Budget(NamedTuple):
+    """What every method gets, alike."""
+
+    steps: int
+    batch_size: int
+    step_sizes: tuple[float, ...]
+    model: str
+    """``linear``, ``mlp`` or ``cnn``."""
+
+
+class Outcome(NamedTuple):
+    """All runs of one training, on the host: seeds S, step sizes L, classes K."""
+
+    validation_logits: HostArray
+    """``[S, L, n, K]``"""
+    test_logits: HostArray
+    """``[S, L, m, K]``"""
+    curve: HostArray
+    """Recall of each class on (part of) the test set along training, ``[S, L, segments, K]``."""
+    params: Params
+    """Final parameters, leading axes ``[S, L]``."""
+
+
+class _Plan(NamedTuple):
+    """What is fixed in a compiled program."""
+
+    loss: PerExampleLoss
+    build: Callable[[Array], models.Functional]
+    apply: Callable[[Params, Array], Array]
+    num_classes: int
+    steps: int
+    one_by_one: bool
+
+
+class _Shared(NamedTuple):
+    """What all runs read; an argument of the programs, so that no data are compiled into them."""
+
+    inputs: Array
+    labels: Array
+    validation: Array
+    test: Array
+    curve: Array
+    standardizer: data.Standardizer
+
+
+class _Runs(NamedTuple):
+    """What differs between runs; every leaf has a leading axis of runs."""
+
+    learning_rate: Array
+    seed: Array
+    arguments: Any
+    rows: Array
+    """``[R, segments, steps, B]``"""
+
+
+def model_builder(
+    shape: Sequence[int], num_classes: int, *, model: str, head: Any
+) -> Callable[[Array], models.Functional]:
+    """A function from a key to a freshly initialised model for inputs of the given shape."""
+
+    def build(key: Array) -> models.Functional:
+        rngs = nnx.Rngs(key)
+        if model == "cnn":
+            return models.functional(models.SmallCNN(shape, num_classes, head=head, rngs=rngs))
+        hidden = () if model == "linear" else (128,)
+        features = int(np.prod(shape))
+        return models.functional(
+            models.MLP(features, num_classes, hidden=hidden, head=head, rngs=rngs)
+        )
+
+    return build
+
+
+def train_group(
+    task: Task, budget: Budget, trainings: Sequence[Training], report: Callable[[float], None]
+) -> tuple[list[Outcome], int]:
+    """Train every seed and step size of trainings that share a loss, a head and argument shapes.
+
+    Args:
+      task: the data.
+      budget: steps, batch size, step sizes, model.
+      trainings: what to train.
+      report: called with the fraction done after every segment.
+
+    Returns:
+      One outcome per training, and how often the training program was compiled (once).
+    """
+    traces: list[_Plan] = []
+
+    def segment(*arguments: Any) -> Any:
+        traces.append(plan)
+        return _segment(plan, *arguments)
+
+    build = model_builder(
+        task.inputs.shape[1:], task.num_classes, model=budget.model, head=trainings[0].head
+    )
+    plan = _Plan(
+        trainings[0].loss,
+        build,
+        build(jax.random.key(0)).apply,
+        task.num_classes,
+        budget.steps,
+        # Convolutions fill the cores by themselves: on CPU one run after the other is faster
+        # (experiments/benchmarks/convolution_loops.py); everything else gains from batching.
+        one_by_one=budget.model == "cnn" and jax.default_backend() == "cpu",
+    )
+    shared, runs = _shared(task), _runs(task, budget, trainings)
+    states = jax.jit(jax.vmap(partial(_start, plan)))(runs.seed, runs.learning_rate)
+    compiled = jax.jit(segment, donate_argnums=0)
+    curves = []
+    for part in range(SEGMENTS):
+        states, recall = compiled(states, runs, shared, jnp.asarray(part))
+        curves.append(np.asarray(recall))
+        report((part + 1) / SEGMENTS)
+    logits = jax.jit(partial(_evaluate, plan))(states.params, runs.seed, shared)
+    grid = (len(trainings), len(task.train), len(budget.step_sizes))
+    flat = Outcome(*logits, np.stack(curves, axis=1), states.params)
+    whole = jax.tree.map(lambda leaf: np.reshape(leaf, grid + leaf.shape[1:]), flat)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(grid[0])], len(traces)
+
+
+def _shared(task: Task) -> _Shared:
+    positions = np.linspace(0, task.test.shape[1] - 1, min(task.test.shape[1], _CURVE_EXAMPLES))
+    curve = task.test[:, np.unique(positions.astype(np.int64))]
+    rows = (jnp.asarray(part, jnp.int32) for part in (task.validation, task.test, curve))
+    standardizer = jax.tree.map(jnp.asarray, task.standardizer)
+    return _Shared(task.inputs, task.labels, *rows, standardizer)
+
+
+def _runs(task: Task, budget: Budget, trainings: Sequence[Training]) -> _Runs:
+    """Runs in the order (training, seed, step size); what does not vary is repeated."""
+    seeds, rates = len(task.train), len(budget.step_sizes)
+    class_counts = jnp.asarray(task.class_counts, jnp.float32)
+    arguments = [split_arguments(training, class_counts) for training in trainings]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
+    rows = jnp.concatenate([_draw(task, budget, training) for training in trainings])
+    return _Runs(
+        learning_rate=jnp.tile(
+            jnp.asarray(budget.step_sizes, jnp.float32), len(trainings) * seeds
+        ),
+        seed=jnp.tile(jnp.repeat(jnp.arange(seeds), rates), len(trainings)),
+        arguments=jax.tree.map(lambda leaf: jnp.repeat(leaf, seeds * rates, axis=0), stacked),
+        rows=jnp.repeat(rows, rates, axis=0),
+    )
+
+
+def _draw(task: Task, budget: Budget, training: Training) -> Array:
+    def draw(seed: Array, index: Any) -> Array:
+        return training.draw(
+            jax.random.key(seed),
+            index,
+            class_counts=task.class_counts,
+            batch_size=budget.batch_size,
+            steps=budget.steps,
+        )
+
+    seeds = jnp.arange(len(task.train)) + _DRAW_SEED
+    rows = jax.jit(jax.vmap(draw))(seeds, task.class_index)
+    return rows.reshape(len(seeds), SEGMENTS, -1, budget.batch_size)
+
+
+def _optimizer(plan: _Plan, learning_rate: Array) -> optax.GradientTransformation:
+    decay = optax.cosine_decay_schedule(1.0, plan.steps)
+    return optax.adam(lambda step: learning_rate * decay(step))
+
+
+def _start(plan: _Plan, seed: Array, learning_rate: Array) -> training.TrainState:
+    # The same initial network for every method and step size: differences are the method's.
+    key = jax.random.key(seed)
+    return training.init_state(plan.build(key).params, _optimizer(plan, learning_rate), key=key)
+
+
+def _segment(
+    plan: _Plan, states: training.TrainState, runs: _Runs, shared: _Shared, part: Array
+) -> tuple[training.TrainState, Array]:
+    late = (part >= LATE).astype(jnp.int32)
+
+    def one(carried: tuple[training.TrainState, _Runs]) -> tuple[training.TrainState, Array]:
+        state, run = carried
+        arguments = jax.tree.map(lambda leaf: leaf[late], run.arguments)
+        standardizer = _of_seed(shared.standardizer, run.seed)
+
+        def apply(params: Params, inputs: Array) -> Array:
+            return plan.apply(params, data.standardize(standardizer, inputs))
+
+        step = training.make_step(
+            training.example_loss(apply, partial(plan.loss, **arguments)),
+            _optimizer(plan, run.learning_rate),
+            num_classes=plan.num_classes,
+        )
+        state, _ = training.run_steps(
+            step, state, shared.inputs, shared.labels, run.rows[part], scan=True
+        )
+        return state, _recall(plan, state.params, run.seed, shared)
+
+    return _over_runs(plan, one, (states, runs))
+
+
+def _evaluate(
+    plan: _Plan, params: Params, seeds: Array, shared: _Shared
+) -> tuple[Array, Array]:
+    def one(carried: tuple[Params, Array]) -> tuple[Array, Array]:
+        params, seed = carried
+        return (
+            _logits(plan, params, shared.validation[seed], seed, shared),
+            _logits(plan, params, shared.test[seed], seed, shared),
+        )
+
+    return _over_runs(plan, one, (params, seeds))
+
+
+def _recall(plan: _Plan, params: Params, seed: Array, shared: _Shared) -> Array:
+    rows = shared.curve[seed]
+    predictions = jnp.argmax(_logits(plan, params, rows, seed, shared), axis=-1)
+    return metrics.recall(
+        metrics.confusion_matrix(
+            shared.labels[rows], predictions.astype(jnp.int32), num_classes=plan.num_classes
+        )
+    )
+
+
+def _logits(plan: _Plan, params: Params, rows: Array, seed: Array, shared: _Shared) -> Array:
+    standardizer = _of_seed(shared.standardizer, seed)
+
+    def one(row: Array) -> Array:
+        return plan.apply(params, data.standardize(standardizer, shared.inputs[row][None]))[0]
+
+    # Blocks bound the memory that a convolutional model's activations take.
+    return jax.lax.map(one, rows, batch_size=min(_EVALUATION_BLOCK, rows.shape[0]))
+
+
+def _of_seed(standardizer: data.Standardizer, seed: Array) -> data.Standardizer:
+    return jax.tree.map(lambda leaf: leaf[seed], standardizer)
+
+
+def _over_runs(plan: _Plan, one: Callable[[Any], Any], carried: Any) -> Any:
+    return jax.lax.map(one, carried) if plan.one_by_one else jax.vmap(one)(carried)
