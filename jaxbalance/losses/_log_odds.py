@@ -60,7 +60,8 @@ def class_vector(name: str, values: ArrayLike, problem: Problem) -> Array:
 
 def over_classes(vector: Array, scores: Array) -> Array:
     """One number per class, ``[K]``, spread over ``scores [..., K]``."""
-    return jnp.broadcast_to(vector.astype(scores.dtype), scores.shape)
+    # Adding zeros, which costs nothing once compiled, gives the copy the sharding of the scores.
+    return jnp.broadcast_to(vector.astype(scores.dtype), scores.shape) + jnp.zeros_like(scores)
 
 
 def _is_class(ids: Array, scores: Array) -> Array:
