@@ -42,7 +42,7 @@ def functional(module: Any) -> Functional:
     graph, params, state = nnx.split(module, nnx.Param, ...)
 
     def evaluate(params: Params, model_state: ArrayTree, inputs: Array) -> Array:
-        merged = nnx.merge(graph, params, model_state)
+        merged = nnx.merge(graph, params, model_state, copy=True)
         merged.eval()
         logits: Array = merged(inputs)
         return logits
@@ -53,7 +53,7 @@ def functional(module: Any) -> Functional:
     def train(
         params: Params, model_state: ArrayTree, key: Array, inputs: Array
     ) -> tuple[Array, ArrayTree]:
-        merged = nnx.merge(graph, params, model_state)
+        merged = nnx.merge(graph, params, model_state, copy=True)
         merged.train()
         nnx.reseed(merged, default=key, params=key, dropout=key)
         logits = merged(inputs)

@@ -199,7 +199,7 @@ def make_stateful_step(
 
 def _class_record(values: Array, labels: Array, num_classes: int) -> tuple[Array, Array, Array]:
     """Loss and number of examples of each class, and how many examples are labelled at all."""
-    if values.shape not in (labels.shape, labels.shape[:-1]):
+    if values.ndim < 1 or values.shape not in (labels.shape, labels.shape[:-1]):
         raise ValueError(
             f"loss: got values of shape {values.shape} for labels of shape {labels.shape}, wanted "
             "one number per example; do not average inside the loss"
