@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxbalance._types import HostArray
+from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._report import BASELINE, Report
 from jaxbalance.compare._score import Score
 from jaxbalance.compare._task import Task
@@ -68,7 +69,7 @@ def learning_curves(task: Task, report: Report) -> bytes:
     )
     steps = report.facts["budget"]["steps"]
     for axes, (title, members) in zip(panels[0], groups, strict=True):
-        for name, colour, emphasis in _styles(report):
+        for name, colour, emphasis in _styles(report, trained=True):
             curve = 100 * _mean_recall(report.scores[name], members)
             x = np.linspace(0, steps, curve.size + 1)[1:]
             _line(axes, x, curve, name, colour, emphasis)
@@ -83,11 +84,18 @@ def learning_curves(task: Task, report: Report) -> bytes:
     return _png(figure)
 
 
-def _styles(report: Report) -> list[tuple[str, str, bool]]:
-    """Methods to draw, faint ones first: plain, the best few and the recommended stand out."""
-    remedies = [row.method for row in report.rows if row.method != BASELINE]
+def _styles(report: Report, *, trained: bool = False) -> list[tuple[str, str, bool]]:
+    """Methods to draw, faint ones first: plain, the best few and the recommended stand out.
+
+    ``trained`` leaves out methods that only correct another training, which have no curve.
+    """
+    remedies = [
+        row.method
+        for row in report.rows
+        if row.method != BASELINE and not (trained and METHODS[row.method].bias)
+    ]
     chosen = remedies[:_SHOWN]
-    if report.recommended not in (*chosen, BASELINE):
+    if report.recommended in remedies[_SHOWN:]:
         chosen.append(report.recommended)
     faint = [(name, _REST, False) for name in remedies if name not in chosen]
     bold = [(name, colour, True) for name, colour in zip(chosen, _COLOURS, strict=False)]

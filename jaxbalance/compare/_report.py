@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 import jaxbalance
+from jaxbalance._types import HostArray
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._score import METRICS, Score
 from jaxbalance.compare._statistics import (
     LEVEL,
     Estimate,
     balanced_variance,
-    estimate,
+    estimates,
     holm,
 )
 from jaxbalance.compare._sweep import Budget
@@ -70,15 +71,15 @@ def build_report(
 ) -> Report:
     """Turn scores into estimates, paired differences and a verdict."""
     names = list(scores)
-    differences = {
-        name: _estimate(task, scores[name], scores[BASELINE]) for name in names if name != BASELINE
-    }
-    corrected = holm([difference.p_value for difference in differences.values()])
-    p_values = dict(zip(differences, corrected, strict=True))
+    remedies = [name for name in names if name != BASELINE]
+    levels = dict(zip(names, _estimates(task, scores, names, None), strict=True))
+    gains = _estimates(task, scores, remedies, scores[BASELINE])
+    differences = dict(zip(remedies, gains, strict=True))
+    p_values = dict(zip(remedies, holm([gain.p_value for gain in gains]), strict=True))
     rows = [
         Row(
             method=name,
-            balanced_accuracy=_estimate(task, scores[name], None),
+            balanced_accuracy=levels[name],
             difference=differences.get(name),
             corrected_p_value=p_values.get(name),
             means={metric: float(np.mean(scores[name].values[metric])) for metric in METRICS},
@@ -99,22 +100,35 @@ def build_report(
     )
 
 
-def _estimate(task: Task, score: Score, baseline: Score | None) -> Estimate:
-    values = score.values["balanced_accuracy"].astype(np.float64)
-    right = score.right.astype(np.float64)
-    if baseline is not None:
-        values = values - baseline.values["balanced_accuracy"]
-        right = right - baseline.right
+def _estimates(
+    task: Task, scores: Mapping[str, Score], names: list[str], baseline: Score | None
+) -> list[Estimate]:
+    """Balanced accuracy of the named methods, or what each gains over the baseline."""
+    if not names:
+        return []
+    values, variances = [], []
+    for name in names:
+        value = scores[name].values["balanced_accuracy"].astype(np.float64)
+        right = scores[name].right.astype(np.float64)
+        if baseline is not None:
+            value = value - baseline.values["balanced_accuracy"]
+            right = right - baseline.right
+        values.append(value)
+        variances.append(_example_variance(task, right))
+    return estimates(
+        np.stack(values),
+        np.array(variances),
+        redrawn=task.redrawn,
+        test_share=TEST_FRACTION if task.redrawn else 0.0,
+    )
+
+
+def _example_variance(task: Task, right: HostArray) -> float:
     labels = task.dataset.labels[task.test]
-    if task.redrawn:
-        parts = [
-            balanced_variance(r, y, task.num_classes) for r, y in zip(right, labels, strict=True)
-        ]
-        variance = float(np.mean(parts))
-    else:
-        variance = balanced_variance(right.mean(axis=0), labels[0], task.num_classes)
-    share = TEST_FRACTION if task.redrawn else 0.0
-    return estimate(values, variance, redrawn=task.redrawn, test_share=share)
+    if not task.redrawn:
+        return balanced_variance(right.mean(axis=0), labels[0], task.num_classes)
+    parts = [balanced_variance(r, y, task.num_classes) for r, y in zip(right, labels, strict=True)]
+    return float(np.mean(parts))
 
 
 def _verdict(rows: list[Row], recommended: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 from jaxbalance._types import HostArray
 
@@ -21,10 +21,10 @@ class Estimate(NamedTuple):
     """Two-sided, of the mean being zero."""
 
 
-def estimate(
-    values: HostArray, example_variance: float, *, redrawn: bool, test_share: float
-) -> Estimate:
-    r"""Mean over seeds with a standard error that also covers the test set.
+def estimates(
+    values: HostArray, example_variances: HostArray, *, redrawn: bool, test_share: float
+) -> list[Estimate]:
+    r"""Means over seeds with standard errors that also cover the test set, for M methods at once.
 
     Seeds that redraw train and test parts from the same data overlap, so their spread understates
     the error of their mean; the corrected resampled t-test widens it:
@@ -35,38 +35,93 @@ def estimate(
     variance that sampling them causes is added: :math:`\mathrm{SE}^2 = s^2/S + v`. With one seed
     only v is left.
 
+    A handful of seeds estimates a variance badly. So the s² of a method is first raised towards
+    those of the other methods, as far as their scatter allows: :func:`moderate`.
+
     Args:
-      values: one number per seed ``[S]``.
-      example_variance: v, the variance of such a number from sampling test examples.
+      values: one number per method and seed ``[M, S]``.
+      example_variances: v of each method ``[M]``, from sampling test examples.
       redrawn: whether each seed has a test set of its own.
       test_share: fraction of the data in the test part.
 
     Returns:
-      An :class:`Estimate`; Student's t with S − 1 degrees of freedom.
+      An :class:`Estimate` per method, by Student's t.
 
     Source: Nadeau & Bengio 2003, "Inference for the generalization error", section 3.
 
-    >>> estimate(np.array([1.0, 2.0, 3.0]), 0.0, redrawn=False, test_share=0.0).mean
+    >>> estimates(np.array([[1.0, 2.0, 3.0]]), np.zeros(1), redrawn=False, test_share=0.0)[0].mean
     2.0
     """
-    number = len(values)
-    mean = float(np.mean(values))
-    if number == 1:
-        error, freedom = np.sqrt(example_variance), np.inf
+    seeds = values.shape[1]
+    if seeds == 1:
+        squares, freedom = example_variances, np.inf
     else:
-        spread = float(np.var(values, ddof=1))
+        spread, freedom = moderate(np.var(values, axis=1, ddof=1), seeds - 1)
         if redrawn:
-            widened = spread * (1 / number + test_share / (1 - test_share))
-            error = np.sqrt(max(widened, example_variance / number))
+            widened = spread * (1 / seeds + test_share / (1 - test_share))
+            squares = np.maximum(widened, example_variances / seeds)
         else:
-            error = np.sqrt(spread / number + example_variance)
-        freedom = number - 1
-    quantile = float(stats.t.ppf(1 - LEVEL / 2, freedom))
+            squares = spread / seeds + example_variances
+    return [
+        _student(float(mean), float(error), freedom)
+        for mean, error in zip(values.mean(axis=1), np.sqrt(squares), strict=True)
+    ]
+
+
+def _student(mean: float, error: float, freedom: float) -> Estimate:
     if error == 0:
         return Estimate(mean, 0.0, 1.0 if mean == 0 else 0.0)
+    quantile = stats.t.ppf(1 - LEVEL / 2, freedom)
     return Estimate(
         mean, float(quantile * error), float(2 * stats.t.sf(abs(mean) / error, freedom))
     )
+
+
+def moderate(variances: HostArray, freedom: int) -> tuple[HostArray, float]:
+    r"""Variances of M methods, each raised towards what they have in common.
+
+    .. math:: \tilde s^2_m = \max\Bigl(s_m^2,\; \frac{d_0 s_0^2 + d\, s_m^2}{d_0 + d}\Bigr)
+
+    The prior variance :math:`s_0^2` and its weight :math:`d_0` (in degrees of freedom) are those of
+    a scaled inverse chi-squared distribution, fitted to the mean and the variance of the
+    :math:`\log s_m^2`.
+
+    The source would also lower variances above the common one, and credit all of d₀ + d degrees of
+    freedom. Here the methods share the noise of one baseline, which makes their variances look more
+    alike than they are, and that rule made a false claim in 13 % of simulated comparisons of
+    useless remedies with unequal spreads where 5 % were allowed. Raising only, with at most 3 d
+    degrees of freedom, made at most 5 %, and with three to five seeds still finds far more true
+    differences than unmoderated t-tests (tests/test_compare_statistics.py).
+
+    Args:
+      variances: s² of each method ``[M]``; zeros take no part in the fit.
+      freedom: d, degrees of freedom of each.
+
+    Returns:
+      The raised variances ``[M]`` and their degrees of freedom. With fewer than three positive
+      variances nothing is changed.
+
+    Source: Smyth 2004, "Linear models and empirical Bayes methods", sections 3 and 6.2.
+
+    >>> moderate(np.array([1.0, 1.0, 9.0]), 4)[0].round(2)
+    array([1.37, 1.37, 9.  ])
+    """
+    positive = variances[variances > 0]
+    if len(positive) < 3:
+        return variances, float(freedom)
+    half = freedom / 2
+    logs = np.log(positive) - special.digamma(half) + np.log(half)
+    excess = float(np.var(logs, ddof=1) - special.polygamma(1, half))
+    # Without scatter beyond chance the prior is a point; this weight is as good as infinite.
+    prior = 2 * _inverse_trigamma(excess) if excess > 1e-6 else 1e6
+    common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
+    drawn = (prior * common + freedom * variances) / (prior + freedom)
+    return np.maximum(variances, drawn), float(min(prior + freedom, 3 * freedom))
+
+
+def _inverse_trigamma(value: float) -> float:
+    """The y with trigamma(y) = ``value``; trigamma falls from infinity to zero."""
+    return float(optimize.brentq(lambda y: special.polygamma(1, y) - value, 1e-8, 1e8))
 
 
 def balanced_variance(scores: HostArray, labels: HostArray, num_classes: int) -> float:

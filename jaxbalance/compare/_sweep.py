@@ -19,7 +19,7 @@ SEGMENTS = 20
 """Compiled calls per run: each ends with a point of the learning curve and a progress report."""
 LATE = 16
 """The segment from which a training's late arguments hold: the last fifth."""
-_CURVE_EXAMPLES = 1000
+_CURVE_EXAMPLES = 300
 _EVALUATION_BLOCK = 500
 _DRAW_SEED = 1_000_003
 
@@ -146,11 +146,19 @@ def train_group(
 
 
 def _shared(task: Task) -> _Shared:
-    positions = np.linspace(0, task.test.shape[1] - 1, min(task.test.shape[1], _CURVE_EXAMPLES))
-    curve = task.test[:, np.unique(positions.astype(np.int64))]
+    curve = np.stack([_curve_rows(rows, task.dataset.labels[rows]) for rows in task.test])
     rows = (jnp.asarray(part, jnp.int32) for part in (task.validation, task.test, curve))
     standardizer = jax.tree.map(jnp.asarray, task.standardizer)
     return _Shared(task.inputs, task.labels, *rows, standardizer)
+
+
+def _curve_rows(rows: HostArray, labels: HostArray) -> HostArray:
+    """A few test rows with every class in it, as evenly as the test set allows."""
+    rank = np.empty(len(rows), np.int64)
+    for k in np.unique(labels):
+        members = np.flatnonzero(labels == k)
+        rank[members] = np.arange(len(members))
+    return rows[np.sort(np.argsort(rank, kind="stable")[:_CURVE_EXAMPLES])]
 
 
 def _runs(task: Task, budget: Budget, trainings: Sequence[Training]) -> _Runs:

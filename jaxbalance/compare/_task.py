@@ -13,7 +13,7 @@ from jaxbalance._check import InputError
 from jaxbalance._types import Array, HostArray
 
 _LEAST_TO_MEASURE = 5
-TEST_FRACTION = 0.3
+TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.25
 
 

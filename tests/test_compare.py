@@ -1,0 +1,395 @@
+"""The comparison end to end: on real data, on bad input, interrupted, and read back."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxbalance import cli, compare, data
+from jaxbalance.compare import _files, _run, _score, _sweep
+from jaxbalance.compare._methods import METHODS
+
+SMALL = ["--seeds", "2", "--steps", "40", "--step-sizes", "0.003", "0.01"]
+OUTPUTS = {
+    "report.md",
+    "report.json",
+    "recall_by_class.png",
+    "learning_curves.png",
+    "model.npz",
+}
+
+
+@pytest.fixture(autouse=True)
+def relaxed():
+    """The command line runs under JAX's defaults."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small comparison of all methods on the embedded data."""
+    out = tmp_path_factory.mktemp("report")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        settings = compare.Settings(seeds=2, steps=60, step_sizes=(0.003, 0.01), out=out)
+        return out, compare.compare(settings)
+
+
+def run(capsys, *arguments):
+    code = cli.main(["compare", *map(str, arguments)])
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def table(tmp_path, generator, *, rows=120, rare=12):
+    """A binary problem in two columns that is easy to learn."""
+    labels = np.array(["no"] * (rows - rare) + ["yes"] * rare)
+    x = generator.normal(size=rows) + 2 * (labels == "yes")
+    lines = [f"{a:.4f},{'ab'[i % 2]},{y}" for i, (a, y) in enumerate(zip(x, labels, strict=True))]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["x,kind,outcome", *lines]) + "\n")
+    return path
+
+
+def test_one_compilation_per_method_shape(finished):
+    _, report = finished
+    shapes = {(m.training.loss, m.training.head) for m in METHODS.values()}
+    assert report.facts["compiled_programs"] == len(shapes) == 5
+
+
+def test_everything_is_written_and_nothing_else(finished):
+    out, _ = finished
+    assert {path.name for path in out.iterdir()} == OUTPUTS
+    for name in ("recall_by_class.png", "learning_curves.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_agrees_with_the_numbers(finished):
+    out, report = finished
+    stored = json.loads((out / "report.json").read_text())
+    assert [m["method"] for m in stored["methods"]] == [row.method for row in report.rows]
+    means = [row.balanced_accuracy.mean for row in report.rows]
+    assert means == sorted(means, reverse=True)
+    assert set(stored["per_seed"]) == set(METHODS)
+    plain = np.array(stored["per_seed"]["plain"]["balanced_accuracy"])
+    for row in report.rows:
+        values = np.array(stored["per_seed"][row.method]["balanced_accuracy"])
+        assert row.balanced_accuracy.mean == pytest.approx(values.mean(), abs=1e-5)
+        if row.difference is not None:
+            assert row.difference.mean == pytest.approx((values - plain).mean(), abs=1e-5)
+    text = (out / "report.md").read_text()
+    for row in report.rows:
+        assert f"| {row.method} |" in text
+    validation = {
+        name: np.mean(s["validation_balanced_accuracy"]) for name, s in stored["per_seed"].items()
+    }
+    assert stored["recommended"] == max(validation, key=validation.get)
+
+
+def test_the_numbers_are_those_of_scikit_learn(finished):
+    """Read the saved model back and measure it from scratch."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    out, report = finished
+    score = report.scores[report.recommended]
+    model = compare.load_model(out / "model.npz")
+    task = compare._run.make_task(data.digits(), profile="exponential:50", seeds=2)
+    rows = task.test[score.seed]
+    predictions = np.argmax(model.logits(task.dataset.inputs[rows]), axis=-1)
+    theirs = balanced_accuracy_score(task.dataset.labels[rows], predictions)
+    assert score.values["balanced_accuracy"][score.seed] == pytest.approx(theirs, abs=1e-5)
+    assert model.class_names == task.dataset.class_names
+
+
+def test_remedies_differ_from_plain_and_learn(finished):
+    """Each method reaches well above chance, and none is plain training under another name."""
+    _, report = finished
+    rows = {row.method: row for row in report.rows}
+    for row in rows.values():
+        assert row.balanced_accuracy.mean > 0.3
+        if row.difference is not None:
+            same = np.array_equal(
+                report.scores[row.method].recall, report.scores["plain"].recall
+            )
+            assert not same, row.method
+
+
+def test_splits_do_not_leak_and_keep_their_sizes():
+    dataset = data.digits()
+    task = compare._run.make_task(dataset, profile="exponential:20", seeds=3)
+    for train, validation, test in zip(task.train, task.validation, task.test, strict=True):
+        assert not set(train) & set(validation)
+        assert not (set(train) | set(validation)) & set(test)
+        counts = np.bincount(dataset.labels[train], minlength=10)
+        np.testing.assert_array_equal(counts, task.class_counts)
+        assert counts[0] / counts[-1] >= 15
+    assert len({data.fingerprint(rows) for rows in task.train}) == 3
+    for k in range(10):
+        for seed in range(3):
+            first, number = task.class_index.starts[seed, k], task.class_index.class_counts[seed, k]
+            members = task.class_index.members[seed, first : first + number]
+            assert set(members.tolist()) == {
+                i for i in task.train[seed].tolist() if dataset.labels[i] == k
+            }
+
+
+def test_an_official_test_set_is_used_as_it_is(generator):
+    inputs = generator.normal(size=(90, 3)).astype(np.float32)
+    labels = np.arange(90) % 3
+    dataset = data.from_arrays(inputs, labels, test_indices=np.arange(60, 90))
+    task = compare._run.make_task(dataset, profile="natural", seeds=2)
+    assert not task.redrawn
+    for rows in task.test:
+        np.testing.assert_array_equal(rows, np.arange(60, 90))
+
+
+def test_a_csv_from_the_command_line(tmp_path, generator, capsys):
+    out = tmp_path / "out"
+    path = table(tmp_path, generator)
+    methods = "class-weights,calibrated"
+    code, printed, error = run(
+        capsys, path, "--target", "outcome", "--methods", methods, "--out", out, *SMALL
+    )
+    assert (code, error) == (0, "")
+    assert {path.name for path in out.iterdir()} == OUTPUTS
+    for name in ("plain", "class-weights", "calibrated"):
+        assert name in printed
+    assert "\x1b[" not in printed
+    model = compare.load_model(out / "model.npz")
+    assert model.class_names == ("no", "yes")
+
+
+@pytest.mark.parametrize("model", ["linear", "cnn"])
+def test_other_models(model, tmp_path, generator, capsys):
+    images = generator.normal(size=(60, 16, 16)).astype(np.float32)
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    images[labels == 1, :8] += 2
+    images[labels == 2, 8:] += 2
+    np.savez(tmp_path / "images.npz", X=images, y=labels)
+    code, printed, _ = run(
+        capsys,
+        tmp_path / "images.npz",
+        *("--model", model, "--methods", "ldam-drw", "--out", tmp_path / "out", *SMALL),
+    )
+    assert code == 0
+    assert model in printed
+
+
+def test_real_binary_data(shared_data, tmp_path, capsys):
+    """Mammography: AUROC and average precision of plain training are those of scikit-learn."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    out = tmp_path / "out"
+    source = shared_data / "mammography" / "mammography.npz"
+    methods = "post-hoc,logit-adjustment,calibrated"
+    code, _, _ = run(
+        capsys, source, "--methods", methods, "--seeds", "2", "--steps", "100", "--out", out
+    )
+    assert code == 0
+    stored = json.loads((out / "report.json").read_text())
+    model = compare.load_model(out / "model.npz")
+    dataset = data.load(str(source))
+    task = compare._run.make_task(dataset, profile="natural", seeds=2)
+    per_seed = stored["per_seed"][stored["recommended"]]
+    seed = int(np.argmax(per_seed["validation_balanced_accuracy"]))
+    rows = task.test[seed]
+    logits = np.asarray(model.logits(dataset.inputs[rows]), np.float64)
+    scores = logits[:, 1] - logits[:, 0]
+    truth = dataset.labels[rows]
+    assert per_seed["auroc"][seed] == pytest.approx(roc_auc_score(truth, scores), abs=1e-5)
+    precision = average_precision_score(truth, scores)
+    assert per_seed["average_precision"][seed] == pytest.approx(precision, abs=1e-4)
+    gains = {m["method"]: m["difference"] for m in stored["methods"]}
+    for name in ("post-hoc", "logit-adjustment", "calibrated"):
+        assert gains[name]["mean"] > 0.02
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    settings = compare.Settings(
+        methods="focal,logit-adjustment", seeds=2, steps=20, step_sizes=(0.01,), out=tmp_path / "a"
+    )
+    undisturbed = compare.compare(settings)
+    heard = []
+
+    def interrupt(what, runs, fraction):
+        heard.append((what, fraction))
+        if what == "focal" and fraction > 0.5:
+            raise KeyboardInterrupt
+
+    second = compare.Settings(**{**vars(settings), "out": tmp_path / "b"})
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(second, listener=interrupt)
+    assert {path.name for path in second.out.iterdir()} == {"finished-runs"}
+    heard.clear()
+    report = compare.compare(second, listener=lambda *news: heard.append(news[0::2]))
+    assert heard[0] == ("plain (finished before)", 1.0)
+    assert ("focal", 1.0) in heard
+    for name, score in undisturbed.scores.items():
+        np.testing.assert_array_equal(score.recall, report.scores[name].recall)
+    assert {path.name for path in second.out.iterdir()} == OUTPUTS
+
+
+def test_a_damaged_finished_group_is_trained_again(tmp_path):
+    path = tmp_path / "kept.npz"
+    path.write_bytes(b"PK\x03\x04 not a zip file")
+    assert _files.load_outcomes(path, {"w": 0}, 1) is None
+    outcome = _sweep.Outcome(*(np.zeros(2) for _ in range(3)), {"w": np.ones(3)})
+    _files.save_outcomes(path, [outcome])
+    assert _files.load_outcomes(path, {"w": 0}, 2) is None
+    (back,) = _files.load_outcomes(path, {"w": 0}, 1)
+    np.testing.assert_array_equal(back.params["w"], np.ones(3))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert _files.load_outcomes(path, {"w": 0}, 1) is None
+
+
+def test_ctrl_c_ends_with_130(tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run, "train_group", interrupted)
+    code, _, error = run(capsys, "--out", tmp_path / "out", *SMALL)
+    assert code == 130
+    assert error.count("\n") == 1
+    assert "the same command goes on" in error
+
+
+def test_files_are_whole_or_absent(tmp_path, monkeypatch):
+    target = tmp_path / "report.json"
+    target.write_text("before")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(_files.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        _files.write_atomically(target, b"after")
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_diverged_runs_are_named_and_not_chosen(tmp_path):
+    settings = compare.Settings(
+        methods="focal", seeds=2, steps=20, step_sizes=(0.01, 1e30), out=tmp_path
+    )
+    report = compare.compare(settings)
+    assert any("diverged" in note for note in report.notes)
+    for row in report.rows:
+        assert row.step_sizes == [0.01, 0.01]
+        assert np.isfinite(row.balanced_accuracy.mean)
+
+
+def test_rare_classes_are_named(tmp_path, generator):
+    labels = np.array([0] * 40 + [1] * 30 + [2] * 2 + [3])
+    inputs = generator.normal(size=(73, 2)).astype(np.float32)
+    dataset = data.from_arrays(inputs, labels, class_names=("a", "b", "pair", "single"))
+    settings = compare.Settings(
+        data="memory", methods="class-weights", seeds=2, steps=20, step_sizes=(0.01,), out=tmp_path
+    )
+    report = compare.compare(settings, dataset=dataset)
+    notes = " ".join(report.notes)
+    assert "'single' has 1 example(s) and none is left for the test set" in notes
+    assert "'pair' has only 1 test example(s)" in notes
+    assert all(np.isfinite(row.balanced_accuracy.mean) for row in report.rows)
+    assert all(np.isnan(score.recall[:, 3]).all() for score in report.scores.values())
+
+
+def test_cross_fitted_validation_does_not_reward_fitting_noise(generator):
+    """Biases fitted to logits without information score about chance, not better."""
+    logits = jax.numpy.asarray(generator.normal(size=(400, 4)), jax.numpy.float32)
+    labels = jax.numpy.asarray(generator.integers(0, 4, size=400))
+    folds = jax.numpy.asarray(_score._folds(np.asarray(labels)))
+    accuracy, _ = _score._validation_score(
+        METHODS["calibrated"], jax.numpy.ones(4), logits, labels, folds
+    )
+    # Standard error 2.2 points: above 0.35 once in about 400,000 seeds.
+    assert float(accuracy) < 0.35
+
+
+BAD = [
+    (["missing.csv"], "missing.csv"),
+    (["tfds:mnistt"], "mnist"),
+    (["--methods", "focall"], "did you mean focal"),
+    (["--methods", "xyz"], "unknown method 'xyz'"),
+    (["--profile", "exponentail:50"], "unknown profile"),
+    (["--profile", "exponential:abc"], "profile 'exponential:abc'"),
+    (["--profile", "exponential:0.5"], "ratio: got 0.5"),
+    (["--profile", "exponential:100000"], "smaller ratio"),
+    (["--seeds", "0"], "--seeds: got 0"),
+    (["--steps", "-5"], "--steps: got -5"),
+    (["--step-sizes", "-1"], "--step-sizes"),
+    (["--out", "/proc/nowhere"], "cannot write to '/proc/nowhere'"),
+    (["--target", "y"], "target"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_mistakes_are_one_line_and_exit_code_two(arguments, message, tmp_path, capsys):
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path / "out")]
+    code, printed, error = run(capsys, *arguments)
+    assert code == 2
+    assert error.startswith("jaxbalance: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert printed == ""
+    assert not list(tmp_path.glob("out/*"))
+
+
+BAD_TABLES = {
+    "one class": ("x,y\n1,a\n2,a\n", "class"),
+    "missing labels": ("x,y\n1,a\n2,\n3,b\n", "missing"),
+    "infinite feature": ("x,y\n1,a\ninf,b\n3,b\n", "'x'"),
+    "regression target": ("x,y\n1,0.5\n2,0.7\n3,1.25\n", "y"),
+    "empty file": ("", "empty"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_TABLES.values(), ids=BAD_TABLES)
+def test_bad_tables(content, message, tmp_path, capsys):
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    code, _, error = run(capsys, path, "--target", "y", "--out", tmp_path / "out", *SMALL)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_an_unknown_column_is_answered_with_close_ones(tmp_path, generator, capsys):
+    path = table(tmp_path, generator)
+    code, _, error = run(capsys, path, "--target", "outcom", "--out", tmp_path / "out")
+    assert code == 2
+    assert "outcome" in error
+
+
+def test_methods_and_help_are_listed(capsys):
+    assert cli.main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert name in printed
+        assert method.summary in printed
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", "--help"])
+    assert ended.value.code == 0
+    assert "--profile" in capsys.readouterr().out
+
+
+def test_an_unknown_flag_exits_with_two(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", "--sedes", "3"])
+    assert ended.value.code == 2
+    assert "--seeds" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs_as_a_program(tmp_path):
+    code = "import sys; from jaxbalance.cli import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "compare", "nothing.npz", "--out", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
