@@ -55,7 +55,7 @@ def _wide(ids: Array) -> Array:
 
 
 def labels(value: ArrayLike, scores: Array, *, scores_name: str = "logits") -> Array:
-    """Return ``value`` as class ids ``[...]`` or class probabilities ``[..., K]`` for ``scores``."""
+    """Return ``value`` as class ids ``[...]`` or probabilities ``[..., K]`` for ``scores``."""
     array = jnp.asarray(value)
     if is_class_ids(array):
         wanted, kind = scores.shape[:-1], "integer class ids"
@@ -99,8 +99,10 @@ def class_vector(
 
 
 def working_dtype(array: Array) -> np.dtype:
-    """The dtype to compute in: the array's own if wide, float32 for half precision, and for
-    integers whatever JAX calls a float at present (float64 where x64 is enabled)."""
+    """The dtype to compute in: float32, or float64 if the array has it.
+
+    Integers compute in whatever JAX calls a float at present, float64 where x64 is enabled.
+    """
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return jnp.dtype(jnp.result_type(float))
     return jnp.dtype(jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
@@ -110,9 +112,7 @@ def host_counts(name: str, value: ArrayLike | Sequence[float]) -> np.ndarray:
     """Return ``value`` as non-negative counts ``[K]`` on the host, where values can be read."""
     array = np.asarray(value)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"{name}: got shape {array.shape}, wanted shape [K], one number per class"
-        )
+        raise ValueError(f"{name}: got shape {array.shape}, wanted shape [K], one number per class")
     if not np.issubdtype(array.dtype, np.number) or not np.all(np.isfinite(array)):
         raise ValueError(f"{name}: got {array.tolist()}, wanted finite numbers")
     if np.any(array < 0):

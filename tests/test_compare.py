@@ -111,9 +111,7 @@ def test_remedies_differ_from_plain_and_learn(finished):
     for row in rows.values():
         assert row.balanced_accuracy.mean > 0.3
         if row.difference is not None:
-            same = np.array_equal(
-                report.scores[row.method].recall, report.scores["plain"].recall
-            )
+            same = np.array_equal(report.scores[row.method].recall, report.scores["plain"].recall)
             assert not same, row.method
 
 
@@ -242,6 +240,8 @@ def test_a_damaged_finished_group_is_trained_again(tmp_path):
     (back,) = _files.load_outcomes(path, {"w": 0}, 1)
     np.testing.assert_array_equal(back.params["w"], np.ones(3))
     path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"kept\.npz' is damaged"):
+        compare.load_model(path)
     assert _files.load_outcomes(path, {"w": 0}, 1) is None
 
 
@@ -342,7 +342,7 @@ BAD_TABLES = {
     "one class": ("x,y\n1,a\n2,a\n", "class"),
     "missing labels": ("x,y\n1,a\n2,\n3,b\n", "missing"),
     "infinite feature": ("x,y\n1,a\ninf,b\n3,b\n", "'x'"),
-    "regression target": ("x,y\n1,0.5\n2,0.7\n3,1.25\n", "y"),
+    "regression target": ("x,y\n1,0.5\n2,0.7\n3,1.25\n", "regression target"),
     "empty file": ("", "empty"),
 }
 

@@ -36,7 +36,9 @@ def imported_parts(path):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxbalance."):
             yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("jaxbalance."))
+            yield from (
+                a.name.split(".")[1] for a in node.names if a.name.startswith("jaxbalance.")
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -77,5 +79,14 @@ def test_importing_loads_nothing_heavy():
 def test_every_module_is_reachable_from_the_package():
     code = "import jaxbalance as jb; print(jb.models.MLP, jb.compare.compare, sorted(dir(jb)))"
     out = run(code)
-    for name in ("counts", "data", "losses", "metrics", "models", "posthoc", "samplers", "training"):
+    for name in (
+        "counts",
+        "data",
+        "losses",
+        "metrics",
+        "models",
+        "posthoc",
+        "samplers",
+        "training",
+    ):
         assert f"'{name}'" in out

@@ -59,9 +59,7 @@ SOFTMAX = [
         knobs={"scale": 1.0},
         identity={"max_margin": 0.0, "scale": 1.0},
     ),
-    Case(
-        "label_distribution_aware_margin_loss", knobs={"class_weights": WEIGHTS}, largest=1e3
-    ),
+    Case("label_distribution_aware_margin_loss", knobs={"class_weights": WEIGHTS}, largest=1e3),
     Case("vector_scaling_loss", knobs={}, identity={"tau": 0.0, "gamma": 0.0}),
     Case("vector_scaling_loss", knobs={"gamma": 0.1, "class_weights": WEIGHTS}),
     Case("class_dependent_temperature_loss", knobs={}, identity={"gamma": 0.0}),
@@ -142,7 +140,9 @@ def test_one_hot_labels_equal_class_ids(case, scale, generator):
 def test_one_number_per_example_of_any_batch_shape(case, generator):
     logits, labels = draw(case, generator, size=12)
     labels = jnp.asarray(labels)
-    shaped = case(jnp.asarray(logits, jnp.float32).reshape(3, 4, K), labels.reshape(3, 4, *labels.shape[1:]))
+    shaped = case(
+        jnp.asarray(logits, jnp.float32).reshape(3, 4, K), labels.reshape(3, 4, *labels.shape[1:])
+    )
     flat = case(jnp.asarray(logits, jnp.float32), labels)
     assert shaped.shape == labels.reshape(3, 4, *labels.shape[1:]).shape
     np.testing.assert_array_equal(shaped.reshape(flat.shape), flat)
@@ -170,10 +170,7 @@ def test_saturated_logits_give_finite_value_and_gradient(case, dtype):
         [[edge, -edge, 0, 0], [-edge, edge, edge, 0], [edge, edge, edge, edge]], dtype
     )
     for label in range(K):
-        if case in SIGMOID:
-            labels = jnp.full(corners.shape, label % 2)
-        else:
-            labels = jnp.full(3, label)
+        labels = jnp.full(corners.shape, label % 2) if case in SIGMOID else jnp.full(3, label)
         for targets in (labels, None if case in SIGMOID else jax.nn.one_hot(labels, K)):
             if targets is not None:
                 value = case(corners, targets)
@@ -339,13 +336,13 @@ def test_out_of_range_knobs_are_named():
         losses.softmax_focal_loss(logits, labels, gamma=-1)
     with pytest.raises(ValueError, match="gamma: got nan"):
         losses.softmax_focal_loss(logits, labels, gamma=float("nan"))
-    with pytest.raises(ValueError, match="max_margin: got -0.5"):
+    with pytest.raises(ValueError, match=r"max_margin: got -0.5"):
         losses.label_distribution_aware_margin_loss(
             logits, labels, class_counts=counts, max_margin=-0.5
         )
     with pytest.raises(ValueError, match="scale: got 0"):
         losses.label_distribution_aware_margin_loss(logits, labels, class_counts=counts, scale=0)
-    with pytest.raises(ValueError, match="gamma: got -0.1"):
+    with pytest.raises(ValueError, match=r"gamma: got -0.1"):
         losses.vector_scaling_loss(logits, labels, class_counts=counts, gamma=-0.1)
     with pytest.raises(ValueError, match=r"labels: got shape \(1,\), wanted shape \(1, 4\)"):
         losses.sigmoid_focal_loss(logits, labels)

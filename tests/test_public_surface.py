@@ -1,4 +1,4 @@
-"""Every public name: documented in full, with an example that runs, and listed where tests see it."""
+"""Every public name is documented in full, with an example, and typed."""
 
 import importlib
 import inspect
@@ -49,8 +49,6 @@ def test_signatures_are_annotated(package, name, value):
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
-
-
 
 
 @pytest.mark.parametrize("package", ["losses", "metrics", "posthoc"])

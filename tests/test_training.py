@@ -246,7 +246,9 @@ def test_runs_vmap_over_seeds_and_step_sizes(generator):
         chex.assert_trees_all_close(jax.tree.map(lambda p, i=i: p[i], together), alone, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "remat"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "remat"]
+)
 def test_convolutions_are_found_however_deep(wrap):
     def convolve(params, images):
         return jax.lax.conv(images, params, (1, 1), "SAME").mean((2, 3))

@@ -1,5 +1,6 @@
 """The two pictures of a report."""
 
+import importlib.util
 import io
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 from jaxbalance._types import HostArray
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._report import BASELINE, Report
-from jaxbalance.compare._score import Score
 from jaxbalance.compare._task import Task
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -19,31 +19,23 @@ _SHOWN = 3
 
 def available() -> bool:
     """Whether matplotlib is installed."""
-    try:
-        import matplotlib as _
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def recall_by_class(task: Task, report: Report) -> bytes:
     """Test recall of every class, ordered by training count, as PNG."""
     order = np.argsort(-task.class_counts, kind="stable")
-    figure, (bars, axes) = _figure(
-        2, 1, figsize=(8.0, 5.4), sharex=True, height_ratios=(1, 3.2)
-    )
+    figure, (bars, axes) = _figure(2, 1, figsize=(8.0, 5.4), sharex=True, height_ratios=(1, 3.2))
     place = np.arange(task.num_classes)
     bars.bar(place, task.class_counts[order], color="#9AA5B1", width=0.7)
     bars.set_yscale("log")
     bars.set_ylabel("training\nexamples")
     few = task.num_classes <= 20
     for x, size in zip(place, task.class_counts[order], strict=True) if few else ():
-        bars.annotate(
-            f"{size}", (x, size), ha="center", va="bottom", fontsize=8, color="#52606D"
-        )
+        bars.annotate(f"{size}", (x, size), ha="center", va="bottom", fontsize=8, color="#52606D")
     bars.margins(y=0.35)
     for name, colour, emphasis in _styles(report):
-        recall = 100 * np.nanmean(report.scores[name].recall, axis=0)[order]
+        recall = 100 * _known_mean(report.scores[name].recall, axis=0)[order]
         _line(axes, place, recall, name, colour, emphasis, marker="o")
     axes.set_ylim(-4, 104)
     axes.set_ylabel("test recall, %")
@@ -70,7 +62,7 @@ def learning_curves(task: Task, report: Report) -> bytes:
     steps = report.facts["budget"]["steps"]
     for axes, (title, members) in zip(panels[0], groups, strict=True):
         for name, colour, emphasis in _styles(report, trained=True):
-            curve = 100 * _mean_recall(report.scores[name], members)
+            curve = 100 * _known_mean(report.scores[name].curve[:, :, members], axis=(0, 2))
             x = np.linspace(0, steps, curve.size + 1)[1:]
             _line(axes, x, curve, name, colour, emphasis)
         axes.set_title(title, fontsize=10, loc="left")
@@ -78,9 +70,7 @@ def learning_curves(task: Task, report: Report) -> bytes:
         axes.set_ylim(-4, 104)
     panels[0][0].set_ylabel("test recall, %")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, frameon=False, loc="outside lower center", ncols=5, fontsize=9
-    )
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=5, fontsize=9)
     return _png(figure)
 
 
@@ -117,21 +107,21 @@ def _line(
     )
 
 
-def _mean_recall(score: Score, members: HostArray) -> HostArray:
-    recall = score.curve[:, :, members]
+def _known_mean(recall: HostArray, *, axis: Any) -> HostArray:
+    """Mean over the classes that the test set has; NaN, which is not drawn, where it has none."""
     known = np.isfinite(recall)
-    total = np.where(known, recall, 0).sum(axis=(0, 2))
-    average: HostArray = total / np.maximum(known.sum(axis=(0, 2)), 1)
-    return average
+    number = known.sum(axis=axis)
+    total = np.where(known, recall, 0).sum(axis=axis)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _thirds(class_counts: HostArray) -> list[tuple[str, HostArray]]:
     """Two classes are shown apart, more in thirds by rank."""
     order = np.argsort(-class_counts, kind="stable")
-    names = ("frequent classes", "rare classes")
-    parts = np.array_split(order, 2 if len(order) < 3 else 3)
-    if len(parts) == 3:
-        names = ("frequent classes", "classes between", "rare classes")
+    names = ["frequent classes", "classes between", "rare classes"]
+    if len(order) < 3:
+        del names[1]
+    parts = np.array_split(order, len(names))
     return [
         (f"{name} ({_range(class_counts[part])} training examples)", part)
         for name, part in zip(names, parts, strict=True)
@@ -159,7 +149,7 @@ def _figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
         return figure, figure.subplots(rows, columns, **settings)
 
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -46,8 +46,21 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 def to_npz(arrays: dict[str, HostArray]) -> bytes:
     """Arrays as the bytes of an ``.npz`` file."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def from_npz(path: pathlib.Path) -> dict[str, HostArray]:
+    """Read what :func:`to_npz` made; a damaged file is a ``ValueError``."""
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is damaged or no .npz file: {error}") from None
 
 
 def digest(task: Task, budget: Budget, methods: Sequence[str], version: str) -> str:
@@ -74,13 +87,15 @@ def load_outcomes(path: pathlib.Path, like: Any, number: int) -> list[Outcome] |
       like: parameters of the model, for their tree structure.
       number: how many outcomes to expect.
     """
-    structure = jax.tree.structure([Outcome(*(0, 0, 0), like) for _ in range(number)])
+    nothing = np.zeros(0)
+    empty = Outcome(nothing, nothing, nothing, like)
+    structure = jax.tree.structure([empty] * number)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            leaves = [stored[name] for name in sorted(stored.files)]
-    except (OSError, ValueError, zipfile.BadZipFile):
+        stored = from_npz(path)
+    except (OSError, ValueError):
         return None
-    if len(leaves) != structure.num_leaves:
+    leaves = [stored[name] for name in sorted(stored)]
+    if len(leaves) != len(jax.tree.leaves([empty] * number)):
         return None
     outcomes: list[Outcome] = jax.tree.unflatten(structure, leaves)
     return outcomes

@@ -78,10 +78,15 @@ def _resampled(targets: Callable[[HostArray], HostArray]) -> Callable[..., Array
 
 
 def _balanced(
-    key: Array, index: samplers.ClassIndex, class_counts: HostArray, **sizes: int
+    key: Array,
+    index: samplers.ClassIndex,
+    class_counts: HostArray,
+    *,
+    batch_size: int,
+    steps: int,
 ) -> Array:
     del class_counts
-    return samplers.class_balanced(key, index, **sizes)
+    return samplers.class_balanced(key, index, batch_size=batch_size, steps=steps)
 
 
 def _prior_bias(logits: Array, labels: Array, class_counts: Array) -> Array:
@@ -148,7 +153,9 @@ METHODS: dict[str, Method] = {
     ),
     "post-hoc": Method("plain training, log prior subtracted at prediction", _PLAIN, _prior_bias),
     "calibrated": Method(
-        "plain training, threshold or class biases fitted on validation data", _PLAIN, _calibrated_bias
+        "plain training, threshold or class biases fitted on validation data",
+        _PLAIN,
+        _calibrated_bias,
     ),
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxbalance import data
 from jaxbalance._types import Array, ArrayLike
-from jaxbalance.compare._files import to_npz, write_atomically
+from jaxbalance.compare._files import from_npz, to_npz, write_atomically
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._score import Score
 from jaxbalance.compare._sweep import Budget, model_builder
@@ -40,7 +40,8 @@ def save_model(path: pathlib.Path, task: Task, budget: Budget, method: str, scor
     leaves = {f"params/{i:04d}": np.asarray(p) for i, p in enumerate(jax.tree.leaves(score.params))}
     fixed = {f"standardizer/{name}": value for name, value in standardizer._asdict().items()}
     write_atomically(
-        path, to_npz({"about": np.asarray(json.dumps(about)), "bias": score.bias, **fixed, **leaves})
+        path,
+        to_npz({"about": np.asarray(json.dumps(about)), "bias": score.bias, **fixed, **leaves}),
     )
 
 
@@ -55,9 +56,9 @@ def load_model(path: str | pathlib.Path) -> Predictor:
 
     Raises:
       OSError: the file cannot be read.
+      ValueError: it is damaged.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
+    arrays = from_npz(pathlib.Path(path))
     about = json.loads(str(arrays["about"]))
     method, names = about["method"], tuple(about["class_names"])
     build = model_builder(

@@ -155,8 +155,10 @@ def _advice(recommended: str, rows: list[Row]) -> str:
     row = next(row for row in rows if row.method == recommended)
     if recommended == BASELINE:
         return "Validation prefers plain training: no remedy is needed."
-    tail = "which the test set confirms" if row.significant and _gain(row) > 0 else (
-        "but the test set does not tell it from plain with confidence"
+    tail = (
+        "which the test set confirms"
+        if row.significant and _gain(row) > 0
+        else ("but the test set does not tell it from plain with confidence")
     )
     return f"Validation prefers {recommended} ({METHODS[recommended].summary}), {tail}."
 

@@ -113,7 +113,9 @@ def _methods(text: str) -> dict[str, Method]:
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name not in METHODS:
             close = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"wanted {', '.join(METHODS)}"
+            hint = (
+                f"did you mean {' or '.join(close)}?" if close else f"wanted {', '.join(METHODS)}"
+            )
             raise InputError(f"unknown method {name!r}; {hint}")
         chosen[name] = METHODS[name]
     return chosen
@@ -168,9 +170,7 @@ def _train(
     digest = _files.digest(task, budget, names, jaxbalance.__version__)
     kept = out / "finished-runs" / f"{digest}.npz"
     head = next(iter(trainings)).head
-    build = model_builder(
-        task.inputs.shape[1:], task.num_classes, model=budget.model, head=head
-    )
+    build = model_builder(task.inputs.shape[1:], task.num_classes, model=budget.model, head=head)
     found = _files.load_outcomes(kept, build(jax.random.key(0)).params, len(trainings))
     if found is not None:
         listener(f"{label} (finished before)", runs, 1.0)
@@ -214,12 +214,8 @@ def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict
 
 def _write(out: pathlib.Path, task: Task, budget: Budget, report: Report) -> None:
     if _figures.available():
-        _files.write_atomically(
-            out / "recall_by_class.png", _figures.recall_by_class(task, report)
-        )
-        _files.write_atomically(
-            out / "learning_curves.png", _figures.learning_curves(task, report)
-        )
+        _files.write_atomically(out / "recall_by_class.png", _figures.recall_by_class(task, report))
+        _files.write_atomically(out / "learning_curves.png", _figures.learning_curves(task, report))
     else:
         report.notes.append('no figures: pip install "jaxbalance[plot]" draws them')
     best = report.scores[report.recommended]

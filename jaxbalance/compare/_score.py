@@ -129,7 +129,9 @@ def _rarest(task: Task) -> int | None:
     return int(np.argmin(task.class_counts)) if task.num_classes == 2 else None
 
 
-def _measure(rare: int | None, logits: Array, labels: Array) -> tuple[tuple[Array, ...], Array, Array]:
+def _measure(
+    rare: int | None, logits: Array, labels: Array
+) -> tuple[tuple[Array, ...], Array, Array]:
     number = logits.shape[-1]
     predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     matrix = metrics.confusion_matrix(labels, predictions, num_classes=number)

@@ -138,18 +138,23 @@ def train_group(
         states, recall = compiled(states, runs, shared, jnp.asarray(part))
         curves.append(np.asarray(recall))
         report((part + 1) / SEGMENTS)
-    logits = jax.jit(partial(_evaluate, plan))(states.params, runs.seed, shared)
+    validation, test = jax.jit(partial(_evaluate, plan))(states.params, runs.seed, shared)
     grid = (len(trainings), len(task.train), len(budget.step_sizes))
-    flat = Outcome(*logits, np.stack(curves, axis=1), states.params)
+    flat = Outcome(validation, test, np.stack(curves, axis=1), states.params)
     whole = jax.tree.map(lambda leaf: np.reshape(leaf, grid + leaf.shape[1:]), flat)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(grid[0])], len(traces)
 
 
 def _shared(task: Task) -> _Shared:
     curve = np.stack([_curve_rows(rows, task.dataset.labels[rows]) for rows in task.test])
-    rows = (jnp.asarray(part, jnp.int32) for part in (task.validation, task.test, curve))
-    standardizer = jax.tree.map(jnp.asarray, task.standardizer)
-    return _Shared(task.inputs, task.labels, *rows, standardizer)
+    return _Shared(
+        inputs=task.inputs,
+        labels=task.labels,
+        validation=jnp.asarray(task.validation, jnp.int32),
+        test=jnp.asarray(task.test, jnp.int32),
+        curve=jnp.asarray(curve, jnp.int32),
+        standardizer=jax.tree.map(jnp.asarray, task.standardizer),
+    )
 
 
 def _curve_rows(rows: HostArray, labels: HostArray) -> HostArray:
@@ -169,9 +174,7 @@ def _runs(task: Task, budget: Budget, trainings: Sequence[Training]) -> _Runs:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
     rows = jnp.concatenate([_draw(task, budget, training) for training in trainings])
     return _Runs(
-        learning_rate=jnp.tile(
-            jnp.asarray(budget.step_sizes, jnp.float32), len(trainings) * seeds
-        ),
+        learning_rate=jnp.tile(jnp.asarray(budget.step_sizes, jnp.float32), len(trainings) * seeds),
         seed=jnp.tile(jnp.repeat(jnp.arange(seeds), rates), len(trainings)),
         arguments=jax.tree.map(lambda leaf: jnp.repeat(leaf, seeds * rates, axis=0), stacked),
         rows=jnp.repeat(rows, rates, axis=0),
@@ -230,9 +233,7 @@ def _segment(
     return _over_runs(plan, one, (states, runs))
 
 
-def _evaluate(
-    plan: _Plan, params: Params, seeds: Array, shared: _Shared
-) -> tuple[Array, Array]:
+def _evaluate(plan: _Plan, params: Params, seeds: Array, shared: _Shared) -> tuple[Array, Array]:
     def one(carried: tuple[Params, Array]) -> tuple[Array, Array]:
         params, seed = carried
         return (

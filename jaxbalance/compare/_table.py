@@ -38,8 +38,7 @@ _COLUMNS = (
     _Column(
         "balanced acc.",
         lambda row: (
-            f"{100 * row.balanced_accuracy.mean:.1f} ± "
-            f"{100 * row.balanced_accuracy.half_width:.1f}"
+            f"{100 * row.balanced_accuracy.mean:.1f} ± {100 * row.balanced_accuracy.half_width:.1f}"
         ),
         True,
     ),
@@ -55,9 +54,9 @@ _COLUMNS = (
 )
 
 LEGEND = (
-    "Test set, in percent, mean over seeds; ± is a 95 % interval. vs plain: paired by seed, * where "
-    "the difference is significant at 5 % after correction for all methods. worst: recall of the "
-    "worst class. Step sizes were chosen on validation data."
+    "Test set, in percent, mean over seeds; ± is a 95 % interval. vs plain: difference in balanced "
+    "accuracy, paired by seed, * where it is significant at 5 % after correction for all methods. "
+    "worst: recall of the worst class. Step sizes were chosen on validation data."
 )
 
 

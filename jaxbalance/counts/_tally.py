@@ -21,7 +21,7 @@ def class_counts(labels: ArrayLike, *, num_classes: int) -> Array:
     .. math:: n_k = \sum_i [y_i = k]
 
     Args:
-      labels: integer class ids of any shape; ids outside ``0 .. K-1`` (−1 is padding) count nowhere.
+      labels: integer class ids of any shape; ids outside ``0 .. K-1``, −1 too, count nowhere.
       num_classes: K, static, so that the function compiles.
 
     Returns:

@@ -100,7 +100,8 @@ def _mean_one(sizes: Array, power: Array) -> Array:
     ratio = jnp.where(present, smallest / jnp.where(present, sizes, 1), 1)
     raw = jnp.where(present, ratio**power, 0)
     number = jnp.sum(present).astype(sizes.dtype)
-    return raw * (number / jnp.maximum(jnp.sum(raw), jnp.finfo(sizes.dtype).tiny))
+    # The smallest size contributes exactly 1, so the sum is below 1 only if no class is present.
+    return raw * (number / jnp.maximum(jnp.sum(raw), 1))
 
 
 def inverse_frequency_weights(class_counts: ArrayLike, *, power: Scalar = 1.0) -> Array:

@@ -23,6 +23,13 @@ class Functional(NamedTuple):
     """``train(params, model_state, key, inputs) -> (logits, model_state)``: training mode."""
 
 
+def _split(module: Any) -> tuple[Any, Params, ArrayTree]:
+    """Graph, parameters and the rest."""
+    graph, *states = nnx.split(module, nnx.Param, ...)
+    params, rest = states
+    return graph, params, rest
+
+
 def functional(module: Any) -> Functional:
     """Split an NNX module into parameters, state and pure functions.
 
@@ -39,7 +46,7 @@ def functional(module: Any) -> Functional:
     >>> model.apply(model.params, jax.numpy.ones((2, 4))).shape
     (2, 3)
     """
-    graph, params, state = nnx.split(module, nnx.Param, ...)
+    graph, params, state = _split(module)
 
     def evaluate(params: Params, model_state: ArrayTree, inputs: Array) -> Array:
         merged = nnx.merge(graph, params, model_state, copy=True)
@@ -57,7 +64,6 @@ def functional(module: Any) -> Functional:
         merged.train()
         nnx.reseed(merged, default=key, params=key, dropout=key)
         logits = merged(inputs)
-        _, _, new_state = nnx.split(merged, nnx.Param, ...)
-        return logits, new_state
+        return logits, _split(merged)[2]
 
     return Functional(params, state, apply, evaluate, train)

@@ -34,17 +34,15 @@ class ShiftedConvolution(nnx.Module):
 
 
 class CosineLinear(nnx.Module):
-    """A classification head whose logits are scaled cosines of features and class vectors.
+    r"""A classification head whose logits are scaled cosines of features and class vectors.
 
-    .. math:: z_k = s\\, \\frac{\\langle h, w_k \\rangle}{\\lVert h \\rVert\\, \\lVert w_k \\rVert}
+    .. math:: z_k = s\, \frac{\langle h, w_k \rangle}{\lVert h \rVert\, \lVert w_k \rVert}
 
     Bounded logits are what margin losses such as LDAM ask for; and no class can win by the length
     of its vector, which grows with its frequency.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, *, scale: float = 30.0, rngs: nnx.Rngs
-    ):
+    def __init__(self, in_features: int, out_features: int, *, scale: float = 30.0, rngs: nnx.Rngs):
         init = nnx.initializers.normal(1.0)
         self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), jnp.float32))
         self.scale = scale

@@ -1,5 +1,6 @@
 """Reference networks: small, plain, and fast to train many times over."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -38,9 +39,7 @@ class MLP(nnx.Module):
     ):
         _check.positive_integer(num_features=num_features, num_classes=num_classes)
         widths = [num_features, *hidden]
-        self.layers = nnx.List(
-            nnx.Linear(i, o, rngs=rngs) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nnx.List(nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(widths))
         self.head = head(widths[-1], num_classes, rngs=rngs)
 
     def __call__(self, inputs: Array) -> Array:
@@ -88,7 +87,7 @@ class SmallCNN(nnx.Module):
                 "at least 2 x 2"
             )
         rows, columns, channels = image_shape
-        convolutions = []
+        convolutions: list[ShiftedConvolution] = []
         while not convolutions or (max(rows, columns) > 8 and min(rows, columns) > 1):
             convolutions.append(ShiftedConvolution(channels, width, rngs=rngs))
             rows, columns, channels, width = rows // 2, columns // 2, width, 2 * width

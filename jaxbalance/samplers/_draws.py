@@ -195,9 +195,7 @@ def stratified(
     within = jnp.arange(examples_per_class, dtype=jnp.int32)
     position = step[:, None, None] * examples_per_class + within[None, None, :]
     classes = jnp.arange(number, dtype=jnp.int32)[None, :, None]
-    return _members(
-        key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape)
-    )
+    return _members(key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape))
 
 
 def _members(key: Array, index: ClassIndex, classes: Array, position: Array) -> Array:

@@ -56,7 +56,7 @@ def permute(words: Array, position: Array, size: Array) -> Array:
     def walk(value: Array) -> Array:
         return jnp.where(value >= limit, network(value), value)
 
-    # Feistel networks are even permutations; exchanging 0 and 1 half of the time makes odd ones too.
+    # Feistel networks are even permutations; exchanging 0 and 1 half of the time adds the odd.
     place = jnp.minimum(position.astype(jnp.uint32), limit - 1)
     exchange = _mix(words) & ((place < 2) & (limit > 1)).astype(jnp.uint32)
     start = network(place ^ exchange)

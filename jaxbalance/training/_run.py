@@ -111,8 +111,10 @@ def _primitives(jaxpr: jex_core.Jaxpr) -> Iterator[str]:
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from _primitives(getattr(inner, "jaxpr", inner))
+            if isinstance(inner, jex_core.ClosedJaxpr):
+                yield from _primitives(inner.jaxpr)
+            elif isinstance(inner, jex_core.Jaxpr):
+                yield from _primitives(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -97,9 +97,7 @@ def example_loss(apply: Callable[[Any, Array], Array], loss: PerExampleLoss) -> 
     return per_example
 
 
-def make_step(
-    loss: ExampleLoss, tx: optax.GradientTransformation, *, num_classes: int
-) -> Step:
+def make_step(loss: ExampleLoss, tx: optax.GradientTransformation, *, num_classes: int) -> Step:
     r"""Build a training step from a per-example loss and any optax chain.
 
     .. math:: g = \nabla_\theta \frac{\sum_i \ell_i}{\#\{i : y_i \text{ labelled}\}}, \qquad
