@@ -21,6 +21,8 @@ def test_class_counts_ignore_padding_and_strangers(generator):
     np.testing.assert_array_equal(
         counts.class_counts(labels.astype(np.int8), num_classes=300)[:5], expected
     )
+    with jax.enable_x64(True):
+        assert counts.class_counts(jnp.asarray(labels), num_classes=5).dtype == jnp.int32
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -143,6 +143,8 @@ def test_parts_are_shuffled():
         # a million seeds, and the seed is fixed.
         rises = np.mean(np.diff(part) > 0)
         assert abs(rises - 0.5) < 5 * np.sqrt(1 / (12 * len(part)))
+        # And about half by a row of the other class.
+        assert abs(np.mean(np.diff(part >= 500)) - 0.5) < 5 * np.sqrt(1 / (4 * len(part)))
 
 
 def test_every_row_is_equally_likely_to_be_tested():

@@ -158,6 +158,29 @@ def test_bias_of_an_absent_class_is_not_fitted(generator):
     assert objective(wide, labels, three) == objective(logits, labels, two)
 
 
+def test_bias_is_the_middle_of_its_interval():
+    """By hand: 3 and 4 ahead must stay class 0, 2 and 1 ahead become class 1, so 2.5 apart.
+
+    The last example is of weight 0: its own boundary at 2.6 must not cut the interval in two.
+    """
+    lead = jnp.array([3.0, 2.0, 1.0, 4.0, 2.6])
+    logits = jnp.stack([lead, jnp.zeros(5), jnp.full(5, -99.0)], axis=-1)
+    weights = jnp.array([1.0, 1.0, 0.0])
+    bias = posthoc.fit_class_bias(logits, jnp.array([0, 1, 1, 0, 2]), class_weights=weights)
+    np.testing.assert_allclose(bias[1] - bias[0], 2.5, rtol=1e-6)
+
+
+def test_bias_goes_as_far_past_a_single_end_as_it_came():
+    """Class 1 must gain more than 3 and nothing says how much more: 3 + 3, centred."""
+    logits = jnp.array([[3.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_array_equal(posthoc.fit_class_bias(logits, jnp.array([1, 1])), [-3.0, 3.0])
+
+
+def test_bias_of_an_absent_class_stays_even_where_lowering_it_would_help():
+    logits = jnp.array([[0.0, -10.0, 5.0], [3.0, 4.0, 0.0]])
+    np.testing.assert_array_equal(posthoc.fit_class_bias(logits, jnp.array([0, 1])), 0.0)
+
+
 def test_padding_is_no_matter_to_any_fit(generator):
     logits, labels = draw(generator, size=60)
     padded = np.concatenate([logits, np.full((7, 3), np.nan, np.float32)])

@@ -14,6 +14,9 @@ from jaxbalance.models import CosineLinear
 
 Arguments = dict[str, Array]
 
+Bias = Callable[[Array, Array, Array], Array]
+"""``(logits, labels, class_counts) -> [K]``: what to add to logits, given held-out ones."""
+
 
 class Training(NamedTuple):
     """One way to train. Trainings with the same loss and head share one compiled program."""
@@ -34,8 +37,8 @@ class Method(NamedTuple):
     summary: str
     """One line for people."""
     training: Training
-    bias: Callable[[Array, Array, Array], Array] | None = None
-    """``(logits, labels, class_counts) -> [K]``, fitted on held-out examples; None adds nothing."""
+    bias: Bias | None = None
+    """Fitted on held-out examples; None adds nothing."""
 
 
 def _weights(

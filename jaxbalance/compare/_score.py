@@ -1,7 +1,7 @@
 """From logits to numbers: which step size validation chooses, and what the test set then says."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxbalance import metrics
 from jaxbalance._types import Array, ArrayTree, HostArray
-from jaxbalance.compare._methods import Method
+from jaxbalance.compare._methods import Bias, Method
 from jaxbalance.compare._sweep import Outcome
 from jaxbalance.compare._task import Task
 
@@ -59,20 +59,15 @@ def score(task: Task, method: Method, outcome: Outcome) -> Score:
     class_counts = jnp.asarray(task.class_counts, jnp.float32)
     labels = jnp.asarray(task.dataset.labels[task.validation], jnp.int32)
     folds = jnp.asarray(np.stack([_folds(row) for row in np.asarray(labels)]))
-    judge = jax.jit(
-        jax.vmap(
-            jax.vmap(partial(_validation_score, method, class_counts), in_axes=(0, None, None))
-        )
-    )
-    accuracy, loss = (np.asarray(a) for a in judge(clean.validation_logits, labels, folds))
+    judged = _judge_runs(method.bias, class_counts, clean.validation_logits, labels, folds)
+    accuracy, loss = (np.asarray(a) for a in judged)
     # Ties in balanced accuracy, common with few rare examples, go to the lower balanced log loss.
     order = np.where(finite, np.round(accuracy, 6) - 1e-9 * np.tanh(loss / 10), -1.0)
     chosen = np.argmax(order, axis=1)
     seeds = np.arange(len(chosen))
-    fitted = jax.jit(jax.vmap(partial(_bias, method, class_counts)))(
-        clean.validation_logits[seeds, chosen], labels
-    )
-    measured = jax.jit(jax.vmap(partial(_measure, _rarest(task))))(
+    fitted = _fit_biases(method.bias, class_counts, clean.validation_logits[seeds, chosen], labels)
+    measured = _measure_runs(
+        _rarest(task),
         clean.test_logits[seeds, chosen] + np.asarray(fitted)[:, None, :],
         jnp.asarray(task.dataset.labels[task.test], jnp.int32),
     )
@@ -101,20 +96,33 @@ def _folds(labels: HostArray) -> HostArray:
     return fold
 
 
-def _bias(method: Method, class_counts: Array, logits: Array, labels: Array) -> Array:
-    if method.bias is None:
+def _bias(bias: Bias | None, class_counts: Array, logits: Array, labels: Array) -> Array:
+    if bias is None:
         return jnp.zeros_like(logits[0])
-    return method.bias(logits, labels, class_counts)
+    return bias(logits, labels, class_counts)
+
+
+# Compiled once for each kind of bias, not for each method.
+@partial(jax.jit, static_argnums=0)
+def _fit_biases(bias: Bias | None, class_counts: Array, logits: Array, labels: Array) -> Array:
+    return jax.vmap(partial(_bias, bias, class_counts))(logits, labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _judge_runs(
+    bias: Bias | None, class_counts: Array, logits: Array, labels: Array, folds: Array
+) -> tuple[Array, Array]:
+    judge = partial(_validation_score, bias, class_counts)
+    return jax.vmap(jax.vmap(judge, in_axes=(0, None, None)))(logits, labels, folds)
 
 
 def _validation_score(
-    method: Method, class_counts: Array, logits: Array, labels: Array, folds: Array
+    bias: Bias | None, class_counts: Array, logits: Array, labels: Array, folds: Array
 ) -> tuple[Array, Array]:
     """Balanced accuracy and balanced log loss; what is fitted is judged on the other half."""
-    bias = partial(_bias, method, class_counts, logits)
-    halves = [bias(jnp.where(folds == half, labels, -1)) for half in (1, 0)]
-    added = jnp.where((folds == 0)[:, None], halves[0][None, :], halves[1][None, :])
-    shifted = logits + added
+    fit = partial(_bias, bias, class_counts, logits)
+    halves = [fit(jnp.where(folds == half, labels, -1)) for half in (1, 0)]
+    shifted = logits + jnp.where((folds == 0)[:, None], halves[0][None, :], halves[1][None, :])
     number = logits.shape[-1]
     predictions = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     matrix = metrics.confusion_matrix(labels, predictions, num_classes=number)
@@ -122,6 +130,11 @@ def _validation_score(
     weights = 1 / jnp.maximum(metrics.support(matrix), 1).astype(logits.dtype)
     loss = -jnp.sum(weights[labels] * log_likelihood)
     return metrics.balanced_accuracy(matrix), loss / number
+
+
+@partial(jax.jit, static_argnums=0)
+def _measure_runs(rare: int | None, logits: Array, labels: Array) -> tuple[Any, Array, Array]:
+    return jax.vmap(partial(_measure, rare))(logits, labels)
 
 
 def _rarest(task: Task) -> int | None:

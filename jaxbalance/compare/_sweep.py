@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxbalance import data, metrics, models, training
+from jaxbalance import data, metrics, models, samplers, training
 from jaxbalance._types import Array, HostArray, Params, PerExampleLoss
 from jaxbalance.compare._methods import Training, split_arguments
 from jaxbalance.compare._task import Task
@@ -131,7 +131,7 @@ def train_group(
         one_by_one=budget.model == "cnn" and jax.default_backend() == "cpu",
     )
     shared, runs = _shared(task), _runs(task, budget, trainings)
-    states = jax.jit(jax.vmap(partial(_start, plan)))(runs.seed, runs.learning_rate)
+    states = _start(plan, runs)
     compiled = jax.jit(segment, donate_argnums=0)
     curves = []
     for part in range(SEGMENTS):
@@ -172,7 +172,7 @@ def _runs(task: Task, budget: Budget, trainings: Sequence[Training]) -> _Runs:
     class_counts = jnp.asarray(task.class_counts, jnp.float32)
     arguments = [split_arguments(training, class_counts) for training in trainings]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
-    rows = jnp.concatenate([_draw(task, budget, training) for training in trainings])
+    rows = jnp.concatenate([_draw(task, budget, training.draw) for training in trainings])
     return _Runs(
         learning_rate=jnp.tile(jnp.asarray(budget.step_sizes, jnp.float32), len(trainings) * seeds),
         seed=jnp.tile(jnp.repeat(jnp.arange(seeds), rates), len(trainings)),
@@ -181,19 +181,27 @@ def _runs(task: Task, budget: Budget, trainings: Sequence[Training]) -> _Runs:
     )
 
 
-def _draw(task: Task, budget: Budget, training: Training) -> Array:
-    def draw(seed: Array, index: Any) -> Array:
-        return training.draw(
-            jax.random.key(seed),
-            index,
-            class_counts=task.class_counts,
-            batch_size=budget.batch_size,
-            steps=budget.steps,
-        )
-
+def _draw(task: Task, budget: Budget, draw: Callable[..., Array]) -> Array:
+    class_counts = tuple(task.class_counts.tolist())
     seeds = jnp.arange(len(task.train)) + _DRAW_SEED
-    rows = jax.jit(jax.vmap(draw))(seeds, task.class_index)
+    rows = _draw_rows(draw, class_counts, budget.batch_size, budget.steps, seeds, task.class_index)
     return rows.reshape(len(seeds), SEGMENTS, -1, budget.batch_size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _draw_rows(
+    draw: Callable[..., Array],
+    class_counts: tuple[int, ...],
+    batch_size: int,
+    steps: int,
+    seeds: Array,
+    index: samplers.ClassIndex,
+) -> Array:
+    def one(seed: Array, index: samplers.ClassIndex) -> Array:
+        key, sizes = jax.random.key(seed), np.asarray(class_counts)
+        return draw(key, index, sizes, batch_size=batch_size, steps=steps)
+
+    return jax.vmap(one)(seeds, index)
 
 
 def _optimizer(plan: _Plan, learning_rate: Array) -> optax.GradientTransformation:
@@ -201,10 +209,17 @@ def _optimizer(plan: _Plan, learning_rate: Array) -> optax.GradientTransformatio
     return optax.adam(lambda step: learning_rate * decay(step))
 
 
-def _start(plan: _Plan, seed: Array, learning_rate: Array) -> training.TrainState:
+def _start(plan: _Plan, runs: _Runs) -> training.TrainState:
     # The same initial network for every method and step size: differences are the method's.
-    key = jax.random.key(seed)
-    return training.init_state(plan.build(key).params, _optimizer(plan, learning_rate), key=key)
+    seeds = range(int(jnp.max(runs.seed)) + 1)
+    networks = [plan.build(jax.random.key(seed)).params for seed in seeds]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves)[runs.seed], *networks)
+
+    def start(params: Params, seed: Array, learning_rate: Array) -> training.TrainState:
+        tx = _optimizer(plan, learning_rate)
+        return training.init_state(params, tx, key=jax.random.key(seed))
+
+    return jax.vmap(start)(params, runs.seed, runs.learning_rate)
 
 
 def _segment(

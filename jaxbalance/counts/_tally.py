@@ -37,7 +37,8 @@ def class_counts(labels: ArrayLike, *, num_classes: int) -> Array:
     ids = _check.class_ids(labels).reshape(-1)
     # Compare-and-sum fuses without materialising [N, K] and, unlike a scatter, needs no
     # communication pattern of its own when the labels are sharded.
-    return jnp.sum(ids[:, None] == jnp.arange(num_classes, dtype=ids.dtype)[None, :], axis=0)
+    hits = ids[:, None] == jnp.arange(num_classes, dtype=ids.dtype)[None, :]
+    return jnp.sum(hits, axis=0, dtype=jnp.int32)
 
 
 def multilabel_counts(labels: ArrayLike) -> LabelCounts:
@@ -59,7 +60,8 @@ def multilabel_counts(labels: ArrayLike) -> LabelCounts:
     if array.ndim < 1:
         raise ValueError(f"labels: got shape {array.shape}, wanted [..., K]")
     flat = array.reshape(-1, array.shape[-1])
-    return LabelCounts(jnp.sum(flat == 1, axis=0), jnp.sum(flat == 0, axis=0))
+    on, off = (jnp.sum(flat == value, axis=0, dtype=jnp.int32) for value in (1, 0))
+    return LabelCounts(positive=on, negative=off)
 
 
 def class_sums(values: ArrayLike, labels: ArrayLike, *, num_classes: int) -> Array:

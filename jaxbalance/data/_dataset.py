@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxbalance._check import InputError
 from jaxbalance._types import ArrayLike, HostArray
+from jaxbalance.data import _wording
 
 # How None, NaN, pandas.NA and NaT print; labels that are text are never compared with these.
 _MISSING_TEXTS = frozenset({"None", "nan", "<NA>", "NaT"})
@@ -89,15 +90,15 @@ def from_arrays(
             "give exactly one label for each row"
         )
     present, ids = np.unique(values, return_inverse=True)
-    texts = [_text(value) for value in present]
-    if len(texts) < 2:
+    names = _class_names(name, present, class_names)
+    if len(names) < 2:
         raise InputError(
-            f"{name}: every row has the label {texts[0]!r}; classification needs at least two"
+            f"{name}: every row has the class {names[0]!r}; classification needs at least two"
         )
     return Dataset(
         inputs=array,
         labels=ids.astype(np.int32),
-        class_names=_class_names(name, present, texts, class_names),
+        class_names=names,
         feature_names=_feature_names(name, array, feature_names),
         name=name,
         test_indices=_test_indices(name, len(array), test_indices),
@@ -143,6 +144,11 @@ def _feature_names(name: str, array: HostArray, given: Sequence[str] | None) -> 
         raise InputError(
             f"{name}: got {len(names)} feature_names for {width} columns; give one each"
         )
+    _check_columns(name, array, names)
+    return names
+
+
+def _check_columns(name: str, array: HostArray, names: Sequence[str]) -> None:
     infinite = np.sum(np.isinf(array), axis=0)
     if np.any(infinite):
         first = int(np.argmax(infinite > 0))
@@ -156,7 +162,6 @@ def _feature_names(name: str, array: HostArray, given: Sequence[str] | None) -> 
         raise InputError(
             f"{name}: column {names[first]!r} has no value in any row{_others(empty)}; drop it"
         )
-    return names
 
 
 def _others(columns: HostArray) -> str:
@@ -217,17 +222,16 @@ def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, np.floating | np.integer) else str(value)
 
 
-def _class_names(
-    name: str, present: HostArray, texts: list[str], given: Sequence[str] | None
-) -> tuple[str, ...]:
+def _class_names(name: str, present: HostArray, given: Sequence[str] | None) -> tuple[str, ...]:
+    texts = tuple(_text(value) for value in present)
     if given is None:
-        return tuple(texts)
+        return texts
     if present.dtype.kind in "biuf" and present[0] >= 0 and present[-1] < len(given):
         return tuple(str(given[int(value)]) for value in present)
     if len(given) != len(present):
         raise InputError(
             f"{name}: got {len(given)} class_names for {len(present)} classes "
-            f"({', '.join(texts[:12])}{', ...' * (len(texts) > 12)}); give one name for each"
+            f"({_wording.listed(texts)}); give one name for each"
         )
     return tuple(map(str, given))
 
