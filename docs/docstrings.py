@@ -1,4 +1,4 @@
-"""A griffe extension: shows the docstrings' maths and references in Markdown."""
+"""A griffe extension: shows the docstrings' maths, examples and references in Markdown."""
 
 import re
 import textwrap
@@ -7,12 +7,13 @@ from typing import Any
 import griffe
 
 _MATH = re.compile(r"^( *)\.\. math:: ?(.*\n(?:(?:\1 +.*)?\n)*)", re.MULTILINE)
+_EXAMPLE = re.compile(r"^>>> .*\n(?:.+\n)*", re.MULTILINE)
 _INLINE_MATH = re.compile(r":math:`([^`]*)`")
 _REFERENCE = re.compile(r":(?:func|class|mod):`([^`]*)`")
 
 
 def to_markdown(text: str) -> str:
-    """Rewrite math directives and cross references."""
+    """Rewrite math directives, doctests and cross references."""
 
     def display(match: re.Match[str]) -> str:
         indent, body = match.groups()
@@ -21,6 +22,7 @@ def to_markdown(text: str) -> str:
         return f"{lines}\n\n"
 
     text = _MATH.sub(display, f"{text}\n")
+    text = _EXAMPLE.sub(lambda match: f"```pycon\n{match.group()}```\n", text)
     text = _INLINE_MATH.sub(r"\\(\1\\)", text)
     return _REFERENCE.sub(r"`\1`", text).rstrip("\n")
 

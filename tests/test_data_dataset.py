@@ -67,6 +67,7 @@ def test_images_get_a_channel_axis_and_stay_bytes_or_become_float32(images, shap
         (["b", "a", "B", "a"], ("B", "a", "b")),
         (np.array(["10", "9", "9", "10"]), ("10", "9")),
         (np.array([b"x", b"\xc3\xa9", b"x", b"x"]), ("x", "é")),
+        (np.array([b"x", b"\xff", b"x", b"x"]), ("x", "\ufffd")),
         (np.array(["x", "y", "x", "x"], np.dtypes.StringDType()), ("x", "y")),
         (["none", "nan", "none", "nan"], ("nan", "none")),
         (pd.Series(["u", "v", "v", "u"]), ("u", "v")),

@@ -1,5 +1,7 @@
 """The code in the README and the docs runs, and the commands they show exist."""
 
+import importlib
+import inspect
 import pathlib
 import re
 import shlex
@@ -42,6 +44,23 @@ def test_commands_are_ones_the_program_understands(page):
                 assert tyro.cli(compare.Settings, args=words[2:])
             elif words[:1] == ["make"]:
                 assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+
+
+REFERENCE = sorted((ROOT / "docs" / "pages" / "api").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=name)
+def test_the_reference_lists_every_public_name(page):
+    module = importlib.import_module(f"jaxbalance.{page.stem}")
+    listed = re.findall(r"^        - (\w+)$", page.read_text(), re.MULTILINE)
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    imported = {"Callable", "NamedTuple", "Array", "ArrayLike", "Scalar"}
+    assert set(listed) == public - imported
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
