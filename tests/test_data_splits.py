@@ -238,15 +238,3 @@ def test_fingerprint_tells_rows_and_orders_apart():
     for wrong in (np.array([1.0]), np.array([[1]]), np.array([True])):
         with pytest.raises(ValueError, match=r"indices: got shape"):
             data.fingerprint(wrong)
-
-
-def test_rare_classes_by_hand():
-    labels = np.repeat([0, 2, 3, 4], [5, 1, 4, 3])
-    assert data.rare_classes(labels, 6, 4) == (2, 4)
-    assert data.rare_classes(labels, 6, 1) == ()
-    assert data.rare_classes(labels, num_classes=5, minimum=100) == (0, 2, 3, 4)
-    assert all(type(k) is int for k in data.rare_classes(labels, 6, 4))
-    with pytest.raises(ValueError, match="below 4"):
-        data.rare_classes(labels, 4, 2)
-    with pytest.raises(ValueError, match="num_classes"):
-        data.rare_classes(labels, 0, 2)

@@ -270,3 +270,16 @@ def test_files_that_are_damaged_come_with_the_recipe(tmp_path):
 def test_without_tfds_there_is_a_recipe(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert 'pip install "jaxbalance[data]"' in refusal(data.load, "tfds:mnist")
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_mocked_data_of_a_catalogue_builder(name):
+    """TFDS's own stand-in for data that are not there: random examples of the right features."""
+    with tfds.testing.mock_data(num_examples=40):
+        dataset = data.read_tfds(name)
+        source = tfds.data_source(name, split="train")
+    assert dataset.inputs.shape == (40, *source[0]["image"].shape)
+    assert dataset.inputs.dtype == np.uint8
+    expected = np.array([example["label"] for example in source])
+    info = source.dataset_info.features["label"]
+    assert [dataset.class_names[k] for k in dataset.labels] == [info.names[y] for y in expected]

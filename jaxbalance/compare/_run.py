@@ -79,11 +79,11 @@ def compare(
     begun = time.perf_counter()
     methods = _methods(settings.methods)
     _check_numbers(settings)
-    _files.prepare_folder(settings.out)
-    dataset = dataset or data.load(settings.data, target=settings.target)
     profile = settings.profile or ("exponential:50" if settings.data == "digits" else "natural")
+    dataset = dataset or data.load(settings.data, target=settings.target)
     task = make_task(dataset, profile=profile, seeds=settings.seeds)
     budget = _budget(settings, task)
+    _files.prepare_folder(settings.out)
     groups = _groups(methods, task)
     scores: dict[str, Score] = {}
     seconds: dict[str, float] = {}

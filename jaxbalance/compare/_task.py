@@ -13,6 +13,7 @@ from jaxbalance._check import InputError
 from jaxbalance._types import Array, HostArray
 
 _LEAST_TO_MEASURE = 5
+_MOST_NAMED = 8
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.25
 
@@ -145,22 +146,27 @@ def _notes(
     dataset: data.Dataset, train: HostArray, validation: HostArray, test: HostArray
 ) -> tuple[str, ...]:
     number = len(dataset.class_names)
-    sizes = [np.bincount(dataset.labels[rows], minlength=number) for rows in (train, validation)]
-    tested = np.bincount(dataset.labels[test], minlength=number)
-    notes = []
-    for k, name in enumerate(dataset.class_names):
-        trained, validated = int(sizes[0][k]), int(sizes[1][k])
-        if tested[k] == 0:
-            notes.append(
-                f"class {name!r} has {trained + validated} example(s) and none is left for the "
-                "test set: it is trained on and left out of every average"
-            )
-        elif tested[k] < _LEAST_TO_MEASURE:
-            notes.append(
-                f"class {name!r} has only {tested[k]} test example(s): its recall is coarse"
-            )
-        if trained == 0:
-            notes.append(f"class {name!r} has no training example: no method can learn it")
-        elif validated == 0 and tested[k] > 0:
-            notes.append(f"class {name!r} has no validation example: nothing is chosen by it")
-    return tuple(notes)
+    trained, validated, tested = (
+        np.bincount(dataset.labels[rows], minlength=number) for rows in (train, validation, test)
+    )
+    coarse = (tested > 0) & (tested < _LEAST_TO_MEASURE)
+    findings = (
+        (tested == 0, "too rare for the test set: trained on, but left out of every average"),
+        (coarse, f"fewer than {_LEAST_TO_MEASURE} test examples: recall is coarse"),
+        ((tested > 0) & (validated == 0), "no validation example: nothing is chosen by it"),
+        ((tested > 0) & (trained == 0), "no training example: no method can learn it"),
+    )
+    total = trained + validated + tested
+    return tuple(
+        f"{_listed(dataset.class_names, total, which)}: {what}"
+        for which, what in findings
+        if np.any(which)
+    )
+
+
+def _listed(names: tuple[str, ...], sizes: HostArray, which: HostArray) -> str:
+    """The classes meant, by name, with how many examples each has."""
+    chosen = np.flatnonzero(which)
+    shown = ", ".join(f"{names[k]!r} ({sizes[k]})" for k in chosen[:_MOST_NAMED])
+    more = f" and {len(chosen) - _MOST_NAMED} more" if len(chosen) > _MOST_NAMED else ""
+    return f"class{'es' if len(chosen) > 1 else ''} {shown}{more}"

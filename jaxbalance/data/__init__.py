@@ -15,7 +15,6 @@ from jaxbalance.data._npz import read_npz as read_npz
 from jaxbalance.data._splits import Split as Split
 from jaxbalance.data._splits import fingerprint as fingerprint
 from jaxbalance.data._splits import long_tail_subset as long_tail_subset
-from jaxbalance.data._splits import rare_classes as rare_classes
 from jaxbalance.data._splits import stratified_split as stratified_split
 from jaxbalance.data._standardize import Standardizer as Standardizer
 from jaxbalance.data._standardize import fit_standardizer as fit_standardizer

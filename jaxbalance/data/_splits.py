@@ -140,31 +140,6 @@ def fingerprint(indices: ArrayLike) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
 
 
-def rare_classes(labels: ArrayLike, num_classes: int, minimum: int) -> tuple[int, ...]:
-    """Classes that are there but have fewer than ``minimum`` rows.
-
-    Args:
-      labels: class ids ``[N]`` in ``0 .. K-1``.
-      num_classes: K.
-      minimum: the number of rows that is enough; 0 and 1 find no class.
-
-    Returns:
-      Their ids in rising order. A class without any row is not among them.
-
-    Raises:
-      ValueError: ``labels`` are not ``[N]`` integers in ``0 .. K-1`` or ``num_classes`` is below 1.
-
-    >>> rare_classes(np.array([0, 0, 0, 2]), 3, 2)
-    (2,)
-    """
-    _check.positive_integer(num_classes=num_classes)
-    ids = _class_ids(labels)
-    if ids.max() >= num_classes:
-        raise ValueError(f"labels: got class {ids.max()}, wanted classes below {num_classes}")
-    counts = np.bincount(ids, minlength=num_classes)
-    return tuple(np.flatnonzero((counts > 0) & (counts < minimum)).tolist())
-
-
 def _check_fractions(validation_fraction: float, test_fraction: float) -> None:
     _check.at_least(0.0, validation_fraction=validation_fraction, test_fraction=test_fraction)
     total = validation_fraction + test_fraction

@@ -65,6 +65,10 @@ def _read(tfds: Any, name: str, data_dir: str | None) -> tuple[Any, list[list[di
     # Depending on what is missing TFDS raises anything from AssertionError to NotImplementedError.
     try:
         sources = tfds.data_source(name, data_dir=data_dir, download=False)
+        if not sources:
+            # Without a list of splits (nothing prepared, or mocked data) train is all to ask for.
+            train = tfds.data_source(name, split="train", data_dir=data_dir, download=False)
+            sources = {"train": train}
         splits = [list(sources[split]) for split in _splits_to_read(name, list(sources))]
         return next(iter(sources.values())).dataset_info, splits
     except InputError:
@@ -78,8 +82,6 @@ def _splits_to_read(name: str, there: Sequence[str]) -> list[str]:
         return ["train", "test"] if "test" in there else ["train"]
     if len(there) == 1:
         return list(there)
-    if not there:
-        raise ValueError("no split is prepared")
     raise InputError(
         f"tfds:{name}: has no split called train but {_wording.listed(there)}; only a data set "
         "with a train split or a single one can be read"
