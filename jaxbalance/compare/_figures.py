@@ -57,7 +57,7 @@ def learning_curves(task: Task, report: Report) -> bytes:
     """Test recall along training, by thirds of the classes from frequent to rare, as PNG."""
     groups = _thirds(task.class_counts)
     figure, panels = _figure(
-        1, len(groups), figsize=(3.4 * len(groups) + 0.6, 3.6), sharey=True, squeeze=False
+        1, len(groups), figsize=(3.4 * len(groups) + 0.6, 3.8), sharey=True, squeeze=False
     )
     steps = report.facts["budget"]["steps"]
     for axes, (title, members) in zip(panels[0], groups, strict=True):
@@ -123,7 +123,7 @@ def _thirds(class_counts: HostArray) -> list[tuple[str, HostArray]]:
         del names[1]
     parts = np.array_split(order, len(names))
     return [
-        (f"{name} ({_range(class_counts[part])} training examples)", part)
+        (f"{name}\n{_range(class_counts[part])} training examples", part)
         for name, part in zip(names, parts, strict=True)
     ]
 
