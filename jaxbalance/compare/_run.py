@@ -41,7 +41,7 @@ class Settings:
     """Comma-separated names; `jaxbalance methods` lists them. plain always runs too."""
     model: Literal["auto", "linear", "mlp", "cnn"] = "auto"
     """auto takes a small CNN for images of 16 pixels or more and an MLP for the rest."""
-    seeds: int = 5
+    seeds: int = 10
     """Repetitions, each with its own split, initial network and order of examples."""
     steps: int | None = None
     """Steps of every run. Left out: 30 epochs, but 300 at least and 2000 at most."""
