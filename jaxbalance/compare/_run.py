@@ -13,6 +13,7 @@ import tyro
 import jaxbalance
 from jaxbalance import data
 from jaxbalance._check import InputError
+from jaxbalance._types import Params
 from jaxbalance.compare import _figures, _files
 from jaxbalance.compare._methods import METHODS, Method, Training, split_arguments
 from jaxbalance.compare._model import save_model
@@ -169,9 +170,8 @@ def _train(
     runs = len(trainings) * len(task.train) * len(budget.step_sizes)
     digest = _files.digest(task, budget, names, jaxbalance.__version__)
     kept = out / "finished-runs" / f"{digest}.npz"
-    head = next(iter(trainings)).head
-    build = model_builder(task.inputs.shape[1:], task.num_classes, model=budget.model, head=head)
-    found = _files.load_outcomes(kept, build(jax.random.key(0)).params, len(trainings))
+    like = _parameters(task, budget, next(iter(trainings)))
+    found = _files.load_outcomes(kept, like, len(trainings))
     if found is not None:
         listener(f"{label} (finished before)", runs, 1.0)
         return found, 0.0, 0
@@ -182,6 +182,13 @@ def _train(
     kept.parent.mkdir(exist_ok=True)
     _files.save_outcomes(kept, outcomes)
     return outcomes, (time.perf_counter() - begun) / len(trainings), compiled
+
+
+def _parameters(task: Task, budget: Budget, training: Training) -> Params:
+    """Parameters as the training's model has them, for their structure."""
+    shape = task.inputs.shape[1:]
+    build = model_builder(shape, task.num_classes, model=budget.model, head=training.head)
+    return build(jax.random.key(0)).params
 
 
 def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict[str, Any]:

@@ -111,25 +111,13 @@ def train_group(
     Returns:
       One outcome per training, and how often the training program was compiled (once).
     """
+    plan = _plan(task, budget, trainings[0])
     traces: list[_Plan] = []
 
     def segment(*arguments: Any) -> Any:
         traces.append(plan)
         return _segment(plan, *arguments)
 
-    build = model_builder(
-        task.inputs.shape[1:], task.num_classes, model=budget.model, head=trainings[0].head
-    )
-    plan = _Plan(
-        trainings[0].loss,
-        build,
-        build(jax.random.key(0)).apply,
-        task.num_classes,
-        budget.steps,
-        # Convolutions fill the cores by themselves: on CPU one run after the other is faster
-        # (experiments/benchmarks/convolution_loops.py); everything else gains from batching.
-        one_by_one=budget.model == "cnn" and jax.default_backend() == "cpu",
-    )
     shared, runs = _shared(task), _runs(task, budget, trainings)
     states = _start(plan, runs)
     compiled = jax.jit(segment, donate_argnums=0)
@@ -143,6 +131,21 @@ def train_group(
     flat = Outcome(validation, test, np.stack(curves, axis=1), states.params)
     whole = jax.tree.map(lambda leaf: np.reshape(leaf, grid + leaf.shape[1:]), flat)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(grid[0])], len(traces)
+
+
+def _plan(task: Task, budget: Budget, training: Training) -> _Plan:
+    shape = task.inputs.shape[1:]
+    build = model_builder(shape, task.num_classes, model=budget.model, head=training.head)
+    return _Plan(
+        loss=training.loss,
+        build=build,
+        apply=build(jax.random.key(0)).apply,
+        num_classes=task.num_classes,
+        steps=budget.steps,
+        # Convolutions fill the cores by themselves: on CPU one run after the other is faster
+        # (experiments/benchmarks/convolution_loops.py); everything else gains from batching.
+        one_by_one=budget.model == "cnn" and jax.default_backend() == "cpu",
+    )
 
 
 def _shared(task: Task) -> _Shared:
