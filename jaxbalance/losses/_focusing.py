@@ -47,9 +47,8 @@ def softmax_focal_loss(
     """
     _check.at_least(0.0, gamma=gamma)
     problem = _log_odds.prepare(logits, labels)
-    odds = _log_odds.log_odds(problem)
-    fade = jnp.exp(-jnp.asarray(gamma, odds.dtype) * jax.nn.softplus(odds))
-    values = fade * jax.nn.softplus(-odds)
+    log_p, log_not_p = _log_odds.log_probabilities(problem)
+    values = -jnp.exp(jnp.asarray(gamma, log_p.dtype) * log_not_p) * log_p
     return _log_odds.expected(values, problem, class_weights=class_weights)
 
 

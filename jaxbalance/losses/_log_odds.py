@@ -11,9 +11,10 @@ softplus: nothing to clip, nothing that divides, finite value and gradient at an
 
 Class-id labels are treated at the labelled class alone (``[...]``), class probabilities at all
 classes (``[..., K]``); :func:`at_labels` and :func:`expected` hide the difference.
+experiments/benchmarks/losses.py measures what either costs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,24 +74,75 @@ def at_labels(values: Array, problem: Problem) -> Array:
     """``values [..., K]`` at the labelled class; all of them if labels are probabilities."""
     if not _check.is_class_ids(problem.labels):
         return values
-    # A select and a sum where one expects a gather: it fuses, its gradient is no scatter, and it
-    # needs no sharding rule when the batch is split over devices.
-    chosen = jnp.where(_is_class(problem.labels, values), values, jnp.zeros_like(values))
-    return jnp.sum(chosen, axis=-1)
+    ids = jnp.clip(problem.labels, 0, problem.num_classes - 1)
+    return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
 def log_odds(problem: Problem) -> Array:
     """Log odds of the labelled class, ``[...]``, or of every class, ``[..., K]``."""
-    scores = problem.scores
     if _check.is_class_ids(problem.labels):
-        others = ~_is_class(problem.labels, scores)
-        return at_labels(scores, problem) - jax.nn.logsumexp(scores, axis=-1, where=others)
-    is_top = _is_class(jnp.argmax(scores, axis=-1), scores)
-    without_top = jax.nn.logsumexp(scores, axis=-1, where=~is_top, keepdims=True)
-    total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        ids = jnp.clip(problem.labels, 0, problem.num_classes - 1)
+        return _log_odds_of(problem.scores, ids)
+    log_p, log_not_p = _of_every_class(problem.scores)
+    return log_p - log_not_p
+
+
+def log_probabilities(problem: Problem) -> tuple[Array, Array]:
+    """Logarithms of p and of 1 − p, shaped as by :func:`at_labels`, neither ever infinite."""
+    if _check.is_class_ids(problem.labels):
+        odds = log_odds(problem)
+        return -jax.nn.softplus(-odds), -jax.nn.softplus(odds)
+    return _of_every_class(problem.scores)
+
+
+def _of_every_class(scores: Array) -> tuple[Array, Array]:
+    is_top = _is_class(_first_of_largest(scores), scores)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    powers, total, reference = _powers_of(scores, is_top)
+    below = reference + jnp.log(total) - top
     # Only the largest class can exceed probability 1/2, so for the rest log1p(-p) keeps all digits.
-    share = jnp.exp(jnp.where(is_top, jnp.full_like(scores, -jnp.inf), scores - total))
-    return scores - jnp.where(is_top, without_top, total + jnp.log1p(-share))
+    share = powers / total * jax.nn.sigmoid(below)
+    log_top = -jax.nn.softplus(below)
+    log_p = jnp.where(is_top, log_top, scores - top + log_top)
+    return log_p, jnp.where(is_top, below + log_top, jnp.log1p(-share))
+
+
+def _first_of_largest(scores: Array) -> Array:
+    """As ``argmax``, in two plain reductions: XLA on CPU runs argmax many times slower."""
+    number = scores.shape[-1]
+    classes = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), scores.shape)
+    largest = scores == jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(largest, classes, jnp.full_like(classes, number - 1)), axis=-1)
+
+
+def _powers_of(scores: Array, left_out: Array) -> tuple[Array, Array, Array]:
+    """Exponentials relative to the largest of the classes that are not left out, their sum, it."""
+    masked = jnp.where(left_out, -jnp.inf, scores)
+    # What is subtracted is added again, so it has no derivative.
+    reference = jax.lax.stop_gradient(jnp.max(masked, axis=-1, keepdims=True))
+    powers = jnp.exp(masked - reference)
+    return powers, jnp.sum(powers, axis=-1, keepdims=True), reference
+
+
+def _against_others(scores: Array, ids: Array) -> tuple[Array, Array]:
+    """Log odds of class ``ids``, ``[...]``, and the softmax of the other classes, ``[..., K]``."""
+    powers, total, reference = _powers_of(scores, _is_class(ids, scores))
+    own = jnp.take_along_axis(scores, ids[..., None], axis=-1)
+    return (own - reference - jnp.log(total))[..., 0], powers / total
+
+
+@jax.custom_jvp
+def _log_odds_of(scores: Array, ids: Array) -> Array:
+    return _against_others(scores, ids)[0]
+
+
+@_log_odds_of.defjvp
+def _log_odds_of_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> Any:
+    # Reuses the exponentials of the value and needs no scatter, unlike what JAX would derive.
+    (scores, ids), (direction, _) = primals, tangents
+    odds, others = _against_others(scores, ids)
+    slope = jnp.where(_is_class(ids, scores), jnp.ones_like(scores), -others)
+    return odds, jnp.sum(slope * direction, axis=-1)
 
 
 def expected(values: Array, problem: Problem, *, class_weights: ArrayLike | None) -> Array:
@@ -107,5 +159,8 @@ def expected(values: Array, problem: Problem, *, class_weights: ArrayLike | None
 
 def cross_entropy(problem: Problem, *, class_weights: ArrayLike | None) -> Array:
     """Class-weighted cross entropy of a prepared problem."""
-    values = jax.nn.softplus(-log_odds(problem))
+    if _check.is_class_ids(problem.labels):
+        values = jax.nn.softplus(-log_odds(problem))
+    else:
+        values = -jax.nn.log_softmax(problem.scores, axis=-1)
     return expected(values, problem, class_weights=class_weights)
