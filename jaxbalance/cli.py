@@ -64,7 +64,8 @@ def _compare(settings: compare.Settings) -> None:
         f"\n{facts['data']['name']} ({facts['data']['profile']}): {facts['data']['classes']} "
         f"classes, {facts['data']['train']} training examples, "
         f"{facts['budget']['seeds']} seed(s), {len(facts['budget']['step_sizes'])} step size(s), "
-        f"{facts['budget']['steps']} steps, {facts['budget']['model']}",
+        f"{facts['budget']['steps']} steps, {facts['budget']['model']}; training rows of seed 0: "
+        f"{facts['data']['fingerprint']}",
         highlight=False,
     )
     console.print(_table.terminal_table(report, width=console.width), highlight=False)

@@ -79,6 +79,15 @@ def test_log_prior_is_the_log_share_and_always_finite(sizes):
         np.testing.assert_allclose(got, -np.log(len(sizes)), rtol=1e-6)
 
 
+@given(some_counts, st.sampled_from([1, 7, 1000]))
+@settings(deadline=None, max_examples=30)
+def test_floor_absent_replaces_zeros_by_the_smallest_count(sizes, factor):
+    rarest = min((n for n in sizes if n > 0), default=1 / factor)
+    expected = [factor * (n if n > 0 else rarest) for n in sizes]
+    got = counts.floor_absent(jnp.asarray(sizes, jnp.float32) * factor)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
 @given(some_counts, st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.999999, 1.0]))
 @settings(deadline=None, max_examples=60)
 def test_effective_number_equals_the_sum_it_stands_for(sizes, beta):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pathlib
 import re
 
 import pytest
@@ -49,6 +50,18 @@ def test_signatures_are_annotated(package, name, value):
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
+
+
+TESTS = "\n".join(
+    path.read_text()
+    for path in pathlib.Path(__file__).parent.glob("test_*.py")
+    if path.name != pathlib.Path(__file__).name
+)
+
+
+@pytest.mark.parametrize(("package", "name", "value"), FUNCTIONS, ids=ids(FUNCTIONS))
+def test_is_exercised_by_a_test(package, name, value):
+    assert re.search(rf"\b{name}\b", TESTS)
 
 
 @pytest.mark.parametrize("package", ["losses", "metrics", "posthoc"])

@@ -11,7 +11,7 @@ from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._report import BASELINE, Report
 from jaxbalance.compare._task import Task
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PLAIN = "#222222"
 _REST = "#C8C8C8"
 _SHOWN = 3
@@ -77,8 +77,10 @@ def learning_curves(task: Task, report: Report) -> bytes:
 def _styles(report: Report, *, trained: bool = False) -> list[tuple[str, str, bool]]:
     """Methods to draw, faint ones first: plain, the best few and the recommended stand out.
 
-    ``trained`` leaves out methods that only correct another training, which have no curve.
+    ``trained`` leaves out methods that only correct another training, which have no curve. A
+    method's colour goes by its place in the table, so that it is the same in both pictures.
     """
+    ranks = {row.method: rank for rank, row in enumerate(report.rows)}
     remedies = [
         row.method
         for row in report.rows
@@ -88,7 +90,7 @@ def _styles(report: Report, *, trained: bool = False) -> list[tuple[str, str, bo
     if report.recommended in remedies[_SHOWN:]:
         chosen.append(report.recommended)
     faint = [(name, _REST, False) for name in remedies if name not in chosen]
-    bold = [(name, colour, True) for name, colour in zip(chosen, _COLOURS, strict=False)]
+    bold = [(name, _COLOURS[ranks[name] % len(_COLOURS)], True) for name in chosen]
     return [*faint, (BASELINE, _PLAIN, True), *bold]
 
 
