@@ -15,6 +15,12 @@ from jaxbalance._types import Array, HostArray
 _LEAST_TO_MEASURE = 5
 _MOST_NAMED = 8
 TEST_FRACTION = 0.2
+_PROFILES: dict[str, tuple[Callable[..., HostArray], str]] = {
+    "exponential": (counts.exponential, "ratio"),
+    "step": (counts.step, "ratio"),
+    "linear": (counts.linear, "ratio"),
+    "zipf": (counts.zipf, "exponent"),
+}
 VALIDATION_FRACTION = 0.25
 
 
@@ -64,19 +70,18 @@ def parse_profile(text: str) -> Callable[[int, int], HostArray] | None:
     if text == "natural":
         return None
     name, _, number = text.partition(":")
-    makers = {"exponential": "ratio", "step": "ratio", "linear": "ratio", "zipf": "exponent"}
-    if name not in makers:
+    if name not in _PROFILES:
         raise InputError(
             f"unknown profile {text!r}; wanted natural, exponential:RATIO, step:RATIO, "
             "linear:RATIO or zipf:EXPONENT"
         )
+    maker, knob = _PROFILES[name]
     try:
-        value = float(number)
-        maker = partial(getattr(counts, name), **{makers[name]: value})
-        maker(2, largest=1)
+        profile = partial(maker, **{knob: float(number)})
+        profile(2, largest=1)
     except ValueError as error:
         raise InputError(f"profile {text!r}: {error}") from None
-    return lambda num_classes, largest: maker(num_classes, largest=largest)
+    return lambda num_classes, largest: profile(num_classes, largest=largest)
 
 
 def make_task(dataset: data.Dataset, *, profile: str, seeds: int) -> Task:
