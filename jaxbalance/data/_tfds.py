@@ -62,7 +62,7 @@ def read_tfds(name: str, *, data_dir: str | None = None) -> Dataset:
 
 def _read(tfds: Any, name: str, data_dir: str | None) -> tuple[Any, list[list[dict[str, Any]]]]:
     """What is known of the data set, and the rows of the splits to read."""
-    # Depending on what is missing TFDS raises anything from AssertionError to NotImplementedError.
+    # Depending on what is missing TFDS raises quite different exceptions, assertions among them.
     try:
         sources = tfds.data_source(name, data_dir=data_dir, download=False)
         if not sources:
