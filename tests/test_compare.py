@@ -294,7 +294,10 @@ def test_rare_classes_are_named(tmp_path, generator):
     assert "class 'pair' (2): fewer than 5 test examples" in notes
     assert "class 'pair' (2): no validation example" in notes
     assert all(np.isfinite(row.balanced_accuracy.mean) for row in report.rows)
-    assert all(np.isnan(score.recall[:, 3]).all() for score in report.scores.values())
+    for score in report.scores.values():
+        for recall in (score.recall, score.curve):
+            assert np.isnan(recall[..., 3]).all()
+            assert np.isfinite(recall[..., :3]).all()
 
 
 def test_cross_fitted_validation_does_not_reward_fitting_noise(generator):

@@ -177,7 +177,8 @@ def _gains(rows: list[Row]) -> str:
 
 def _run_notes(scores: Mapping[str, Score], rates: int) -> list[str]:
     return [
-        f"{name}: {score.diverged} of {rates * len(score.chosen)} runs diverged and were not chosen"
+        f"{name}: {score.diverged} of {rates * len(score.chosen)} runs diverged; such a run is "
+        "chosen only if every step size of its seed diverged"
         for name, score in scores.items()
         if score.diverged
     ]

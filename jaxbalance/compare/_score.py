@@ -55,20 +55,21 @@ def score(task: Task, method: Method, outcome: Outcome) -> Score:
     """Choose step sizes on validation data, then measure once on test data."""
     finite = np.isfinite(outcome.validation_logits).all(axis=(2, 3))
     finite &= np.isfinite(outcome.test_logits).all(axis=(2, 3))
-    clean = jax.tree.map(np.nan_to_num, outcome._replace(params=()))
+    validation_logits = np.nan_to_num(outcome.validation_logits)
+    test_logits = np.nan_to_num(outcome.test_logits)
     class_counts = jnp.asarray(task.class_counts, jnp.float32)
     labels = jnp.asarray(task.dataset.labels[task.validation], jnp.int32)
     folds = jnp.asarray(np.stack([_folds(row) for row in np.asarray(labels)]))
-    judged = _judge_runs(method.bias, class_counts, clean.validation_logits, labels, folds)
+    judged = _judge_runs(method.bias, class_counts, validation_logits, labels, folds)
     accuracy, loss = (np.asarray(a) for a in judged)
     # Ties in balanced accuracy, common with few rare examples, go to the lower balanced log loss.
     order = np.where(finite, np.round(accuracy, 6) - 1e-9 * np.tanh(loss / 10), -1.0)
     chosen = np.argmax(order, axis=1)
     seeds = np.arange(len(chosen))
-    fitted = _fit_biases(method.bias, class_counts, clean.validation_logits[seeds, chosen], labels)
+    fitted = _fit_biases(method.bias, class_counts, validation_logits[seeds, chosen], labels)
     measured = _measure_runs(
         _rarest(task),
-        clean.test_logits[seeds, chosen] + np.asarray(fitted)[:, None, :],
+        test_logits[seeds, chosen] + np.asarray(fitted)[:, None, :],
         jnp.asarray(task.dataset.labels[task.test], jnp.int32),
     )
     values, recall, right = jax.tree.map(np.asarray, measured)
@@ -79,7 +80,7 @@ def score(task: Task, method: Method, outcome: Outcome) -> Score:
         right=right,
         validation=accuracy[seeds, chosen],
         chosen=chosen,
-        curve=clean.curve[seeds, chosen],
+        curve=outcome.curve[seeds, chosen],
         diverged=int(np.sum(~finite)),
         seed=best,
         params=jax.tree.map(lambda leaf: leaf[best, chosen[best]], outcome.params),
