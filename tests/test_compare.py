@@ -343,6 +343,7 @@ def test_mistakes_are_one_line_and_exit_code_two(arguments, message, tmp_path, c
 
 
 BAD_TABLES = {
+    "too few examples": ("x,y\n1,a\n2,b\n3,a\n4,b\n", "too few"),
     "one class": ("x,y\n1,a\n2,a\n", "class"),
     "missing labels": ("x,y\n1,a\n2,\n3,b\n", "missing"),
     "infinite feature": ("x,y\n1,a\ninf,b\n3,b\n", "'x'"),

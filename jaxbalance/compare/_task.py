@@ -93,6 +93,11 @@ def make_task(dataset: data.Dataset, *, profile: str, seeds: int) -> Task:
     shape = parse_profile(profile)
     splits = [_split(dataset, shape, seed) for seed in range(seeds)]
     train, validation, test = (np.stack(parts) for parts in zip(*splits, strict=True))
+    if not validation.size or not test.size:
+        raise InputError(
+            f"{dataset.name}: its {len(dataset.labels)} examples are too few to train, validate "
+            "and test on; no class has the three examples that takes"
+        )
     num_classes = len(dataset.class_names)
     class_counts = np.bincount(dataset.labels[train[0]], minlength=num_classes)
     indices = [_index(dataset.labels, rows, num_classes) for rows in train]
