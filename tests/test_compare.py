@@ -205,7 +205,7 @@ def test_real_binary_data(shared_data, tmp_path, capsys):
         assert gains[name]["mean"] > 0.02
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
     settings = compare.Settings(
         methods="focal,logit-adjustment", seeds=2, steps=20, step_sizes=(0.01,), out=tmp_path / "a"
     )

@@ -13,13 +13,12 @@ import tyro
 import jaxbalance
 from jaxbalance import data
 from jaxbalance._check import InputError
-from jaxbalance._types import Params
 from jaxbalance.compare import _figures, _files
 from jaxbalance.compare._methods import METHODS, Method, Training, split_arguments
 from jaxbalance.compare._model import save_model
 from jaxbalance.compare._report import BASELINE, Report, build_report, to_json
 from jaxbalance.compare._score import Score, score
-from jaxbalance.compare._sweep import SEGMENTS, Budget, Outcome, model_builder, train_group
+from jaxbalance.compare._sweep import SEGMENTS, Budget, Outcome, task_builder, train_group
 from jaxbalance.compare._table import markdown
 from jaxbalance.compare._task import Task, make_task
 
@@ -170,8 +169,8 @@ def _train(
     runs = len(trainings) * len(task.train) * len(budget.step_sizes)
     digest = _files.digest(task, budget, names, jaxbalance.__version__)
     kept = out / "finished-runs" / f"{digest}.npz"
-    like = _parameters(task, budget, next(iter(trainings)))
-    found = _files.load_outcomes(kept, like, len(trainings))
+    model = task_builder(task, budget, next(iter(trainings)))(jax.random.key(0))
+    found = _files.load_outcomes(kept, model.params, len(trainings))
     if found is not None:
         listener(f"{label} (finished before)", runs, 1.0)
         return found, 0.0, 0
@@ -182,13 +181,6 @@ def _train(
     kept.parent.mkdir(exist_ok=True)
     _files.save_outcomes(kept, outcomes)
     return outcomes, (time.perf_counter() - begun) / len(trainings), compiled
-
-
-def _parameters(task: Task, budget: Budget, training: Training) -> Params:
-    """Parameters as the training's model has them, for their structure."""
-    shape = task.inputs.shape[1:]
-    build = model_builder(shape, task.num_classes, model=budget.model, head=training.head)
-    return build(jax.random.key(0)).params
 
 
 def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict[str, Any]:

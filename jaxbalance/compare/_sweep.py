@@ -97,6 +97,14 @@ def model_builder(
     return build
 
 
+def task_builder(
+    task: Task, budget: Budget, training: Training
+) -> Callable[[Array], models.Functional]:
+    """:func:`model_builder` for the model that a training gives a task."""
+    shape = task.inputs.shape[1:]
+    return model_builder(shape, task.num_classes, model=budget.model, head=training.head)
+
+
 def train_group(
     task: Task, budget: Budget, trainings: Sequence[Training], report: Callable[[float], None]
 ) -> tuple[list[Outcome], int]:
@@ -134,8 +142,7 @@ def train_group(
 
 
 def _plan(task: Task, budget: Budget, training: Training) -> _Plan:
-    shape = task.inputs.shape[1:]
-    build = model_builder(shape, task.num_classes, model=budget.model, head=training.head)
+    build = task_builder(task, budget, training)
     return _Plan(
         loss=training.loss,
         build=build,

@@ -5,9 +5,9 @@ r"""What every softmax loss here is made of: the log odds of a class against all
           p_k = \sigma(d_k), \quad -\log p_k = \operatorname{softplus}(-d_k), \quad
           -\log (1 - p_k) = \operatorname{softplus}(d_k)
 
-One number per label says everything a loss needs to know about the logits, it costs one
-log-sum-exp like cross entropy itself, and every power of p or 1 − p is an exponential of a
-softplus: nothing to clip, nothing that divides, finite value and gradient at any finite logits.
+For class ids one number per example says everything a loss needs to know about the logits, it
+costs one log-sum-exp like cross entropy itself, and every power of p or 1 − p is an exponential of
+a softplus: nothing to clip, finite value and gradient at any finite logits.
 
 Class-id labels are treated at the labelled class alone (``[...]``), class probabilities at all
 classes (``[..., K]``); :func:`at_labels` and :func:`expected` hide the difference.

@@ -22,12 +22,6 @@ def _steps(start: Scalar, steps: int) -> Array:
     return jnp.asarray(start, jnp.int32) + jnp.arange(steps, dtype=jnp.int32)
 
 
-def _locate(position: Array, size: Array) -> tuple[Array, Array]:
-    """Epoch and place of a position in an endless row of epochs of ``size`` (0 counts as 1)."""
-    size = jnp.maximum(size, 1)
-    return position // size, position % size
-
-
 def shuffled_epochs(
     key: Array,
     *,
@@ -201,7 +195,8 @@ def stratified(
 def _members(key: Array, index: ClassIndex, classes: Array, position: Array) -> Array:
     """Members at ``position`` of each class's endless row of shuffled passes; −1 if absent."""
     sizes = index.class_counts[classes]
-    epoch, place = _locate(position, sizes)
+    divisor = jnp.maximum(sizes, 1)
+    epoch, place = position // divisor, position % divisor
     words = _word(key) + epoch.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
     words = words ^ (classes.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
     found = index.members[index.starts[classes] + permute(words, place, sizes)]
