@@ -6,41 +6,20 @@ the null run, it is not. Where every class is too large for ImbSAM's tail (Zhou 
 arXiv:2308.07815) it gives the numbers of plain training. What SAM and ImbSAM do to curvature is
 measured and not asserted, nor is any escape from saddle points.
 
+Curvature is that of each class's mean cross entropy on the training set, without weights, by
+Lanczos, at the best of several step sizes on one half of the test split; recall on the other.
+Curvature falls as a class is fitted, so different step sizes compare that as well. A published
+claim, that re-weighted training leaves the rare classes at more strongly negative curvature, does
+not show here. The larger size (``--paper``) is still digits, and not the published ResNet-32 on
+long-tailed CIFAR.
+
     python experiments/tail_curvature.py
-
-40 seconds on two busy cores. Digits, tail of ratio 20 (104 to 5 examples, ImbSAM's tail below 20),
-a tanh network with 32 hidden units, 400 steps of 64 images with momentum 0.9, rho 0.5; the best of
-three step sizes on one half of the test split, recall on the other. Means over three seeds; first
-the three most frequent classes, then the three rarest. Curvature is that of each class's mean
-cross entropy on the training set, without weights, by 40 steps of Lanczos; the trace has 30 probes.
-
-                                step   largest        smallest         trace          recall
-    long tail           SGD     0.1    0.15   1.39    -0.009  -0.129   0.75   6.78    1.00   0.73
-                        SAM     0.1    0.03   0.21    -0.004  -0.043   0.16   1.25    1.00   0.75
-                        ImbSAM  0.1    0.16   0.12    -0.013  -0.026   0.80   0.72    1.00   0.80
-    long tail, inverse  SGD     0.03   2.50   2.31    -0.270  -0.209   13.4   11.4    1.00   0.77
-    frequency weights   SAM     0.03   1.13   0.63    -0.236  -0.111   6.99   3.95    1.00   0.79
-                        ImbSAM  0.1    0.82   0.03    -0.062  -0.006   4.19   0.24    1.00   0.84
-    balanced            SGD     0.1    0.36   0.51    -0.020  -0.030   1.80   2.83    0.97   0.93
-                        SAM     0.1    0.06   0.07    -0.009  -0.009   0.39   0.50    0.97   0.94
-
-Rare classes end nine times as sharp as frequent ones with plain steps, and 1.4 times on balanced
-data. With weights they do not: the published claim that re-weighted training leaves the rare
-classes at more strongly negative curvature does not show here. ImbSAM flattens the classes of its
-tail and no others. Curvature falls as a class is fitted, so rows of different step sizes compare
-that as well. The larger size (``--paper``, still digits and not the published ResNet-32 on
-long-tailed CIFAR) was not measured.
 """
 
-import argparse
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
-import pathlib
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -186,14 +165,16 @@ def curvature(config: Config, params: Any, inputs: jax.Array, labels: jax.Array)
     return jax.lax.map(lambda one: report(one, inputs, labels), params)
 
 
-def one_setting(config: Config, sample: Sample, method: str, loss: str) -> dict[str, np.ndarray]:
+def one_setting(config: Config, kind: str, loss: str, method: str) -> dict[str, np.ndarray]:
     """All step sizes and seeds, the best size on validation, and how sharp its runs end."""
+    sample = draw(config, jb.data.load("digits"), balanced=kind == "balanced")
     counts = np.bincount(sample.train[1])
     runs = train(config, method, *sample.train, counts, _weights(counts, loss))
     scores = recall(runs, *sample.validation).mean(axis=(1, 2))
     best = int(scores.argmax())
     report = curvature(config, jax.tree.map(lambda leaf: leaf[best], runs), *sample.train)
     return {
+        "counts": counts,
         "grid": scores,
         "size": np.array(config.step_sizes[best]),
         "recall": recall(runs, *sample.test)[best],
@@ -201,17 +182,11 @@ def one_setting(config: Config, sample: Sample, method: str, loss: str) -> dict[
     }
 
 
-def run(config: Config, dataset: jb.data.Dataset) -> dict[str, np.ndarray]:
+def parts(config: Config) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
     """All methods with both losses on the long tail; on balanced data the two losses are one."""
-    record: dict[str, np.ndarray] = {}
-    for kind, loss, method in itertools.product(KINDS, LOSSES, METHODS):
-        if (kind, loss) == ("balanced", "weighted"):
-            continue
-        sample = draw(config, dataset, balanced=kind == "balanced")
-        record[f"{kind}/counts"] = np.bincount(sample.train[1])
-        found = one_setting(config, sample, method, loss)
-        record |= {f"{kind}/{loss}/{method}/{name}": value for name, value in found.items()}
-    return record
+    every = itertools.product(KINDS, LOSSES, METHODS)
+    wanted = [setting for setting in every if setting[:2] != ("balanced", "weighted")]
+    return {"/".join(s): functools.partial(one_setting, config, *s) for s in wanted}
 
 
 def settings(record: dict[str, np.ndarray]) -> list[str]:
@@ -261,7 +236,26 @@ def check(numbers: dict[str, Any]) -> None:
         np.testing.assert_allclose(other[what], same[what], rtol=0.02, atol=2e-3)
 
 
-def plot(record: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def summary(numbers: dict[str, Any]) -> str:
+    """Eigenvalues, traces and recall, frequent classes before rare ones."""
+    tail, null = (sharper(numbers, f"{kind}/plain/sgd") for kind in KINDS)
+    lines = [
+        f"Rare classes end {tail:.1f} times as sharp as frequent ones after plain training on the "
+        f"long tail, and {null:.1f} times on balanced data.",
+        "",
+        "| data / loss / method | step size | largest | smallest | trace | recall |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in numbers.items():
+        pairs = (
+            f"{row[f'frequent, {what}'][0]:.3g} / {row[f'rare, {what}'][0]:.3g}"
+            for what in ("largest", "smallest", "trace", "recall")
+        )
+        lines.append(f"| {name} | {row['step size']:g} | {' | '.join(pairs)} |")
+    return "\n".join([*lines, "", "Mean over seeds: frequent classes / rare classes."])
+
+
+def plot(record: dict[str, np.ndarray]) -> Any:
     """Largest and smallest eigenvalue of every class after training."""
     from matplotlib.figure import Figure
 
@@ -280,38 +274,8 @@ def plot(record: dict[str, np.ndarray], path: pathlib.Path) -> None:
     axes[0, 0].set(ylabel="largest eigenvalue")
     axes[1, 0].set(ylabel="smallest eigenvalue")
     axes[0, 0].legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def save(config: Config, record: dict[str, np.ndarray], folder: pathlib.Path) -> None:
-    """Everything that is worth keeping, under a name made of the configuration."""
-    text = json.dumps(dataclasses.asdict(config), indent=2)
-    place = folder / "tail_curvature" / hashlib.sha256(text.encode()).hexdigest()[:12]
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "config.json").write_text(text)
-    (place / "numbers.json").write_text(json.dumps(measure(record), indent=2))
-    np.savez(place / "record.npz", **record)
-    plot(record, place / "figure.png")
-    print(place)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--paper", action="store_true", help="a larger network, more steps and seeds"
-    )
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results"))
-    given = parser.parse_args(arguments)
-    config = PAPER if given.paper else Config()
-    begun = time.perf_counter()
-    record = run(config, jb.data.load("digits"))
-    numbers = measure(record)
-    print(json.dumps(numbers, indent=2))
-    print(f"{time.perf_counter() - begun:.0f} seconds")
-    save(config, record, given.results)
-    check(numbers)
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    jb.experiments.main(__file__)

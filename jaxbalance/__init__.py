@@ -2,8 +2,8 @@
 
 Everything lives in a module named after what it is: ``jb.losses.softmax_focal_loss``, never
 ``jb.softmax_focal_loss``. Modules that need Flax or host libraries, or that only studies need
-(``models``, ``compare``, ``dynamics``), load on first use, so importing the package costs little
-more than importing JAX and optax.
+(``models``, ``compare``, ``dynamics``, ``experiments``), load on first use, so importing the
+package costs little more than importing JAX and optax.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from jaxbalance import weightings as weightings
 
 __version__ = "0.1.0"
 
-_LOADED_ON_FIRST_USE = ("models", "compare", "dynamics")
+_LOADED_ON_FIRST_USE = ("models", "compare", "dynamics", "experiments")
 
 
 def __getattr__(name: str) -> ModuleType:

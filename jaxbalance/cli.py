@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from jaxbalance import compare
+from jaxbalance import compare, experiments
 from jaxbalance._check import InputError
 from jaxbalance.compare import _table
 from jaxbalance.compare._run import Listener
@@ -23,28 +23,41 @@ class Methods:
     """List the methods that compare knows."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Experiments:
+    """List the reproductions of published claims; `experiments run NAME` runs one of them."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    settings = tyro.extras.subcommand_cli_from_dict(
-        {"compare": compare.Settings, "methods": Methods},
-        prog="jaxbalance",
-        description="Which remedy for class imbalance helps on your data?",
-        args=arguments,
-    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if isinstance(settings, Methods):
-            _list_methods()
-        else:
-            _compare(settings)
+        return _run(given)
     except InputError as error:
         print(f"jaxbalance: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            "jaxbalance: interrupted; the same command goes on from the last finished group",
+            "jaxbalance: interrupted; the same command goes on from what had finished",
             file=sys.stderr,
         )
         return 130
+
+
+def _run(given: Sequence[str]) -> int:
+    # An experiment has flags of its own, so what follows its name is not parsed here.
+    if given[:1] == ["experiments"]:
+        return experiments.command(given[1:])
+    settings = tyro.extras.subcommand_cli_from_dict(
+        {"compare": compare.Settings, "methods": Methods, "experiments": Experiments},
+        prog="jaxbalance",
+        description="Which remedy for class imbalance helps on your data?",
+        args=given,
+    )
+    if isinstance(settings, Methods):
+        _list_methods()
+    elif isinstance(settings, compare.Settings):
+        _compare(settings)
     return 0
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxbalance import cli, compare, data
+from jaxbalance import _storage, cli, compare, data
 from jaxbalance.compare import _files, _run, _score, _sweep
 from jaxbalance.compare._methods import METHODS
 
@@ -263,9 +263,9 @@ def test_files_are_whole_or_absent(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(_files.os, "replace", fail)
+    monkeypatch.setattr(_storage.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        _files.write_atomically(target, b"after")
+        _storage.write_atomically(target, b"after")
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 

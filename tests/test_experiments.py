@@ -1,13 +1,14 @@
 """The experiments run at a tiny size, and what they conclude from can be trusted."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 
 import jax
 import numpy as np
 import pytest
+
+from jaxbalance import experiments
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 
@@ -63,29 +64,35 @@ def trainer(vision, tiny):
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_vision_gives_the_same_numbers_on_one_device_on_a_mesh_and_under_pmap(vision, tiny):
+def test_devices_agree(vision, tiny, monkeypatch):
+    import devices_agree
+
     assert jax.device_count() == 8
-    worst = vision.same_numbers(tiny, vision.load("digits"), methods=("pcnsgd",))
-    assert set(worst) == {"pcnsgd, jit", "pcnsgd, sharded", "pcnsgd, pmap"}
-    assert max(worst.values()) < 1e-9
+    monkeypatch.setattr(devices_agree, "METHODS", ("pcnsgd",))
+    monkeypatch.setattr(devices_agree, "training", lambda config: tiny)
+    found = devices_agree.parts(devices_agree.Config())["pcnsgd"]()
+    assert set(found) == {"jit", "sharded", "pmap", "devices"}
+    assert max(found[devices] for devices in vision.DEVICES) < 1e-9
+    means = devices_agree.parts(devices_agree.Config())["means of means"]()
+    record = {f"pcnsgd/{name}": value for name, value in found.items()}
+    record |= {f"means of means/{name}": value for name, value in means.items()}
+    numbers = devices_agree.measure(record | {"sgd/devices": np.array(8)})
+    devices_agree.check(numbers)
+    assert devices_agree.summary(numbers).startswith("On 8 devices")
+    for wrong in ({"pcnsgd": {"pmap": 1e-6}}, {"mean of means, off by": 0.0}):
+        with pytest.raises(AssertionError):
+            devices_agree.check(numbers | wrong)
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_vision_runs_and_keeps_its_results(vision, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(vision, "PAPER", tiny)
-    monkeypatch.setattr(vision, "check", lambda numbers: None)
-    vision.main(["--paper", "--data", "digits", "--results", str(tmp_path)])
-    (place,) = (tmp_path / "long_tailed_vision").iterdir()
-    assert str(place) in capsys.readouterr().out
-    names = {"config.json", "numbers.json", "record.npz", "figure.png"}
-    assert {path.name for path in place.iterdir()} == names
-    assert json.loads((place / "config.json").read_text())["steps"] == 3
-    assert json.loads((place / "numbers.json").read_text())["early step"] == 1
-    with np.load(place / "record.npz") as record:
-        assert record["long tail/pcnsgd/test"].shape == (1, len(record["moments"]), 10)
-        np.testing.assert_allclose(
-            record["sum of classes/loss"], record["balanced/sgd/loss"][0], rtol=1e-4
-        )
+def test_vision_runs_and_keeps_its_results(vision, tiny, tmp_path):
+    result = experiments.run(vision, tiny, results=tmp_path)
+    assert result.numbers["early step"] == 1
+    assert result.numbers["sum of classes, first losses off by"] < 1e-4
+    assert "PCNSGD" in vision.summary(result.numbers)
+    with np.load(result.place / "record.npz") as record:
+        moments = record["long tail/pcnsgd/moments"]
+        assert record["long tail/pcnsgd/test"].shape == (1, len(moments), 10)
 
 
 def test_vision_draws_disjoint_rows_of_the_wanted_classes(vision, tiny):
@@ -111,12 +118,12 @@ def test_vision_measures_what_it_says(vision):
     recall[0, 1], recall[1, 1] = [1, 0.5, 0.25, 0], [1, 1, 0.5, 0.5]
     recall[0, 2], recall[1, 2] = [1, 1, 1, 0.5], [1, 1, 1, 1]
     curves = {"test": recall, "size": np.array(0.1), "grid": np.array([0.2, 0.3])}
-    loss = np.linspace(2, 1, 16)[None]
-    record = {"moments": np.array([1, 2, 16]), "sum of classes/loss": loss[0] + 0.25}
+    loss = np.linspace(2, 1, 5)
+    record = {"sum of classes/losses": np.stack([loss, loss + 0.25])}
+    curves["moments"] = np.array([1, 2, 16])
     for kind in ("long tail", "balanced"):
         for method in ("sgd", "pcnsgd"):
             record |= {f"{kind}/{method}/{name}": value for name, value in curves.items()}
-            record[f"{kind}/{method}/loss"] = loss
     numbers = vision.measure(record)
     assert numbers["early step"] == 2
     assert numbers["sum of classes, first losses off by"] == pytest.approx(0.25)

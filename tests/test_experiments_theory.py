@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from jaxbalance import experiments
+
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 
 
-RESULTS = {"config.json", "numbers.json", "record.npz", "figure.png"}
+RESULTS = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,11 +39,11 @@ def disparity():
 def numbers(disparity, tmp_path_factory):
     small = disparity.Config(ratios=(1.0, 5.0), step_sizes=(0.1,), seeds=2)
     folder = tmp_path_factory.mktemp("results")
-    record = disparity.run(small)
-    disparity.save(small, record, folder)
-    (place,) = (folder / "accuracy_disparity").iterdir()
-    assert {path.name for path in place.iterdir()} == RESULTS
-    return json.loads((place / "numbers.json").read_text())
+    result = experiments.run(disparity, small, results=folder)
+    assert {path.name for path in result.place.iterdir()} == RESULTS
+    assert result.holds
+    assert disparity.summary(result.numbers).splitlines()[0].endswith("there is none.")
+    return result.numbers
 
 
 def test_the_claim_and_its_null_hold(disparity, numbers):
@@ -61,16 +63,13 @@ def test_the_check_can_fail(disparity, numbers):
     assert np.isclose(numbers["l2, R=1"]["exact gap"], 0).all()
 
 
-def test_tail_curvature_keeps_its_results(tmp_path, monkeypatch, capsys):
+def test_tail_curvature_keeps_its_results(tmp_path):
     curvature = importlib.import_module("tail_curvature")
     sizes = {"hidden": 4, "steps": 3, "step_sizes": (0.1,), "seeds": 1, "iterations": 4}
-    monkeypatch.setattr(curvature, "PAPER", curvature.Config(**sizes, probes=2))
-    monkeypatch.setattr(curvature, "check", lambda numbers: None)
-    curvature.main(["--paper", "--results", str(tmp_path)])
-    (place,) = (tmp_path / "tail_curvature").iterdir()
-    assert str(place) in capsys.readouterr().out
-    assert {path.name for path in place.iterdir()} == RESULTS
-    with np.load(place / "record.npz") as record:
+    result = experiments.run(curvature, curvature.Config(**sizes, probes=2), results=tmp_path)
+    assert {path.name for path in result.place.iterdir()} == RESULTS
+    assert curvature.summary(result.numbers).startswith("Rare classes end ")
+    with np.load(result.place / "record.npz") as record:
         largest = next(record[name] for name in record if name.endswith("/largest"))
         assert largest.shape == (1, 10)
         assert np.all(np.isfinite(largest))

@@ -9,15 +9,15 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "jaxbalance"
 LAYERS = [
-    {"_types", "_check", "_sharding"},
+    {"_types", "_check", "_sharding", "_storage"},
     {"counts"},
     {"classgrads", "weightings", "losses", "metrics", "samplers", "posthoc"},
     {"transforms", "models", "data", "dynamics"},
     {"training"},
-    {"compare"},
+    {"compare", "experiments"},
     {"cli"},
 ]
-MAY_KNOW_SIBLINGS = {"_types", "_check", "_sharding"}
+MAY_KNOW_SIBLINGS = {"_types", "_check", "_sharding", "_storage"}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

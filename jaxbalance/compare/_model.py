@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbalance import data
+from jaxbalance._storage import from_npz, to_npz, write_atomically
 from jaxbalance._types import Array, ArrayLike
-from jaxbalance.compare._files import from_npz, to_npz, write_atomically
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._score import Score
 from jaxbalance.compare._sweep import Budget, model_builder

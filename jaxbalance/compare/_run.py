@@ -11,7 +11,7 @@ import jax
 import tyro
 
 import jaxbalance
-from jaxbalance import data
+from jaxbalance import _storage, data
 from jaxbalance._check import InputError
 from jaxbalance.compare import _figures, _files
 from jaxbalance.compare._methods import METHODS, Method, Training, split_arguments
@@ -83,7 +83,7 @@ def compare(
     dataset = dataset or data.load(settings.data, target=settings.target)
     task = make_task(dataset, profile=profile, seeds=settings.seeds)
     budget = _budget(settings, task)
-    _files.prepare_folder(settings.out)
+    _storage.prepare_folder(settings.out, option="--out")
     groups = _groups(methods, task)
     scores: dict[str, Score] = {}
     seconds: dict[str, float] = {}
@@ -213,14 +213,18 @@ def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict
 
 def _write(out: pathlib.Path, task: Task, budget: Budget, report: Report) -> None:
     if _figures.available():
-        _files.write_atomically(out / "recall_by_class.png", _figures.recall_by_class(task, report))
-        _files.write_atomically(out / "learning_curves.png", _figures.learning_curves(task, report))
+        _storage.write_atomically(
+            out / "recall_by_class.png", _figures.recall_by_class(task, report)
+        )
+        _storage.write_atomically(
+            out / "learning_curves.png", _figures.learning_curves(task, report)
+        )
     else:
         report.notes.append('no figures: pip install "jaxbalance[plot]" draws them')
     best = report.scores[report.recommended]
     save_model(out / "model.npz", task, budget, report.recommended, best)
-    _files.write_atomically(out / "report.md", markdown(report).encode())
-    _files.write_atomically(out / "report.json", to_json(report).encode())
+    _storage.write_atomically(out / "report.md", markdown(report).encode())
+    _storage.write_atomically(out / "report.json", to_json(report).encode())
     for kept in (out / "finished-runs").glob("*.npz"):
         kept.unlink()
     (out / "finished-runs").rmdir()
