@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "jaxbalance"
 LAYERS = [
     {"_types", "_check", "_sharding", "_storage"},
     {"counts"},
-    {"classgrads", "weightings", "losses", "metrics", "samplers", "posthoc"},
+    {"classgrads", "weightings", "losses", "metrics", "samplers", "augment", "posthoc"},
     {"transforms", "models", "data", "dynamics"},
     {"training"},
     {"compare", "experiments"},

@@ -14,6 +14,7 @@ PACKAGES = [
     "weightings",
     "transforms",
     "samplers",
+    "augment",
     "metrics",
     "posthoc",
     "models",

@@ -1,0 +1,171 @@
+"""The nearest examples of the same class, tile by tile, without all distances at once."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbalance import _check, _sharding
+from jaxbalance._types import Array, ArrayLike
+
+_ROWS = 256
+_COLUMNS = 16384
+_BLOCK = 64
+
+
+class Neighbors(NamedTuple):
+    """Nearest examples of the same class, the nearest first."""
+
+    indices: Array
+    """Their places ``[N, k]``, int32; −1 where the class has no more."""
+    squared_distances: Array
+    """``[N, k]``, infinite where there is none."""
+
+
+class _Classes(NamedTuple):
+    """Examples sorted by class: each class is one stretch."""
+
+    points: Array
+    order: Array
+    starts: Array
+    counts: Array
+
+
+def nearest_neighbors(
+    inputs: ArrayLike, labels: ArrayLike, *, num_classes: int, k: int = 5
+) -> Neighbors:
+    r"""For every example the k nearest others of its class, exactly.
+
+    .. math:: \text{the } k \text{ smallest } \lVert x_i - x_j \rVert^2
+              \text{ over } j \ne i,\; y_j = y_i
+
+    Distances are matrix products of tiles of 256 examples with at most 16,384 others, each reduced
+    to its k best before the next is looked at: memory does not grow with the number of examples
+    squared. Within a tile the k blocks of 64 with the smallest minima hold the k smallest numbers,
+    so little is sorted.
+
+    Args:
+      inputs: ``[N, ...]``, flattened; finite.
+      labels: class ids ``[N]``; −1 has no neighbours and is nobody's. All zeros, with
+        ``num_classes=1``, asks for neighbours of any class.
+      num_classes: K.
+      k: number of neighbours.
+
+    Returns:
+      ``Neighbors(indices, squared_distances)``. A class of n examples has n − 1 neighbours for
+      each. Duplicates are neighbours at distance 0; of equal distances any may be found. Distances
+      are differences of rounded squares around the mean of all inputs, so those of near duplicates
+      far from it are only good to the last digits of the squares.
+
+    Raises:
+      ValueError: shapes do not fit each other, or ``k`` is not a positive integer.
+
+    >>> x = jnp.array([[0.0], [1.0], [3.0], [3.5]])
+    >>> nearest_neighbors(x, jnp.array([0, 0, 0, 1]), num_classes=2, k=2).indices
+    Array([[ 1,  2],
+           [ 0,  2],
+           [ 1,  0],
+           [-1, -1]], dtype=int32)
+    """
+    _check.positive_integer(num_classes=num_classes, k=k)
+    points, ids = flat(inputs, labels, num_classes)
+    return of_classes(points, ids, jnp.ones(num_classes, bool), k, len(points))
+
+
+def flat(inputs: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Array, Array]:
+    """Inputs as floating rows, and ids in which everything unlabelled is K."""
+    x, ids = jnp.asarray(inputs), _check.class_ids(labels)
+    if x.ndim < 1 or ids.shape != x.shape[:1]:
+        raise ValueError(
+            f"labels: got shape {ids.shape}, wanted one class id for each of {x.shape}"
+        )
+    x, ids = _sharding.replicated(x), _sharding.replicated(ids)
+    rows = x.reshape(len(x), -1).astype(_check.working_dtype(x))
+    return rows, jnp.where((ids >= 0) & (ids < num_classes), ids, num_classes).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def of_classes(points: Array, ids: Array, wanted: Array, k: int, largest: int) -> Neighbors:
+    """Neighbours of the examples of wanted classes, none of which has over ``largest``."""
+    number, num_classes = len(points), len(wanted)
+    classes = _sorted(points, ids, num_classes)
+    columns = _width(largest, k)
+    tiles = jnp.where(wanted, -(-classes.counts // _ROWS), 0)
+    ends = jnp.cumsum(tiles)
+
+    def tile(_: None, at: Array) -> tuple[None, tuple[Array, Array, Array]]:
+        of = jnp.minimum(jnp.searchsorted(ends, at, side="right"), num_classes - 1)
+        row = (at - ends[of] + tiles[of]) * _ROWS
+        real = (at < ends[-1]) & (row + jnp.arange(_ROWS) < classes.counts[of])
+        near, place = _one_tile(classes, of, row, jnp.where(at < ends[-1], 1, 0), k, columns)
+        rows = jnp.where(real, classes.starts[of] + row + jnp.arange(_ROWS), number)
+        return None, (rows, near, place)
+
+    # A tile holds one class, so that each class may leave one tile unfilled.
+    every = jnp.arange(number // _ROWS + num_classes, dtype=jnp.int32)
+    _, (rows, near, place) = jax.lax.scan(tile, None, every)
+    rows = jnp.append(classes.order, number)[rows.reshape(-1)]
+    empty = jnp.full((number + 1, k), jnp.inf, points.dtype)
+    distances = empty.at[rows].set(near.reshape(-1, k))[:-1]
+    indices = jnp.full((number + 1, k), -1, jnp.int32).at[rows].set(place.reshape(-1, k))[:-1]
+    return Neighbors(indices, distances)
+
+
+def _width(largest: int, k: int) -> int:
+    """Columns of a tile: equal shares of the largest class, in whole blocks, at least k blocks."""
+    pieces = -(-largest // _COLUMNS)
+    return max(-(-largest // (pieces * _BLOCK)), k) * _BLOCK
+
+
+def _sorted(points: Array, ids: Array, num_classes: int) -> _Classes:
+    order = jnp.argsort(ids, stable=True).astype(jnp.int32)
+    ends = jnp.searchsorted(ids[order], jnp.arange(num_classes + 1), side="left")
+    centred = points - jnp.mean(points, axis=0)[None]
+    return _Classes(centred[order], order, ends[:-1], jnp.diff(ends))
+
+
+def _one_tile(
+    classes: _Classes, of: Array, row: Array, turns: Array, k: int, columns: int
+) -> tuple[Array, Array]:
+    """The k nearest of one tile's rows: squared distances and places, ``[rows, k]`` each."""
+    start, count = classes.starts[of], classes.counts[of]
+    padded = jnp.pad(classes.points, ((0, max(_ROWS, columns)), (0, 0)))
+    own = jax.lax.dynamic_slice_in_dim(padded, start + row, _ROWS)
+    own_squares = jnp.sum(own * own, axis=1)
+
+    def piece(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        first = turn * columns
+        others = jax.lax.dynamic_slice_in_dim(padded, start + first, columns)
+        product = jnp.matmul(own, others.T, precision=jax.lax.Precision.HIGHEST)
+        squares = jnp.sum(others * others, axis=1)
+        distances = own_squares[:, None] + squares[None, :] - 2 * product
+        member = first + jnp.arange(columns)
+        itself = member[None, :] == (row + jnp.arange(_ROWS))[:, None]
+        hidden = itself | (member >= count)[None, :] | jnp.isnan(distances)
+        distances = jnp.where(hidden, jnp.inf, jnp.maximum(distances, 0)).astype(own.dtype)
+        near, column = _smallest(distances, k)
+        both = jnp.concatenate([best[0], near], axis=1)
+        places = jnp.concatenate([best[1], first + column], axis=1)
+        kept, which = jax.lax.top_k(-both, k)
+        return -kept, jnp.take_along_axis(places, which, axis=1)
+
+    nothing = jnp.full((_ROWS, k), jnp.inf, own.dtype), jnp.full((_ROWS, k), -1, jnp.int32)
+    near, member = jax.lax.fori_loop(0, turns * -(-count // columns), piece, nothing)
+    safe = jnp.minimum(start + jnp.maximum(member, 0), len(classes.order) - 1)
+    return near, jnp.where(jnp.isfinite(near), classes.order[safe], -1)
+
+
+def _smallest(distances: Array, k: int) -> tuple[Array, Array]:
+    """The k smallest of every row and where they are.
+
+    Each of them lies in one of the k blocks with the smallest minima: a block before its own in
+    that order has a smaller number in it.
+    """
+    rows, columns = distances.shape
+    blocks = distances.reshape(rows, columns // _BLOCK, _BLOCK)
+    _, chosen = jax.lax.top_k(-jnp.min(blocks, axis=2), k)
+    few = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, k * _BLOCK)
+    negative, place = jax.lax.top_k(-few, k)
+    block = jnp.take_along_axis(chosen, place // _BLOCK, axis=1)
+    return -negative, (block * _BLOCK + place % _BLOCK).astype(jnp.int32)
