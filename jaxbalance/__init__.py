@@ -9,6 +9,8 @@ package costs little more than importing JAX and optax.
 import importlib
 from types import ModuleType
 
+from jaxbalance import adversarial as adversarial
+from jaxbalance import augment as augment
 from jaxbalance import classgrads as classgrads
 from jaxbalance import counts as counts
 from jaxbalance import data as data

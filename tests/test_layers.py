@@ -12,7 +12,7 @@ LAYERS = [
     {"_types", "_check", "_sharding", "_storage"},
     {"counts"},
     {"classgrads", "weightings", "losses", "metrics", "samplers", "augment", "posthoc"},
-    {"transforms", "models", "data", "dynamics"},
+    {"transforms", "models", "data", "dynamics", "adversarial"},
     {"training"},
     {"compare", "experiments"},
     {"cli"},

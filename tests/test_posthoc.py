@@ -74,14 +74,20 @@ def test_split_batches(axis_type, generator):
     sizes = jnp.array([7, 2, 1])
     single = posthoc.adjust_logits(logits, class_counts=sizes)
     temperature = posthoc.fit_temperature(logits, labels)
+    bias = posthoc.fit_class_bias(logits, labels)
+    fit = functools.partial(posthoc.fit_threshold, metric=metrics.accuracy)
+    threshold = fit(logits[:, 1], labels)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
     split = NamedSharding(mesh, PartitionSpec("batch"))
     with jax.set_mesh(mesh):
         z, y = (jax.device_put(jnp.asarray(a), split) for a in (logits, labels))
         adjusted = jax.jit(posthoc.adjust_logits)(z, class_counts=sizes)
         fitted = jax.jit(posthoc.fit_temperature)(z, y)
+        biased, cut = jax.jit(lambda z, y: (posthoc.fit_class_bias(z, y), fit(z[:, 1], y)))(z, y)
     np.testing.assert_allclose(np.asarray(adjusted), single, atol=1e-6)
     np.testing.assert_allclose(np.asarray(fitted), temperature, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(biased), bias, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(cut), threshold, rtol=1e-6)
 
 
 SIZE = 24
@@ -189,6 +195,31 @@ def test_threshold_between_neighbouring_floats_still_separates():
     threshold = FIT[metrics.accuracy](halves, jnp.array([0, 1]))
     assert threshold.dtype == jnp.float32
     assert 1.0 < threshold < 1.0078125
+
+
+def test_threshold_of_any_function_of_the_four_counts(generator):
+    """A cost with a fixed price for each false alarm and each miss, and one that is no rate."""
+
+    def saving(confusion):
+        negatives, positives = confusion[..., 0, :], confusion[..., 1, :]
+        return -(negatives[..., 1] + 7 * positives[..., 0]).astype(jnp.float32)
+
+    def few_alarms(confusion):
+        alarms = confusion[..., 0, 1] + confusion[..., 1, 1]
+        return jnp.where(alarms <= 5, confusion[..., 1, 1], -1).astype(jnp.float32)
+
+    def counted(scores, labels, cut):
+        predicted = scores >= cut
+        return [np.sum((labels == y) & (predicted == p)) for y in (0, 1) for p in (0, 1)]
+
+    labels = generator.integers(0, 2, size=40).astype(np.int32)
+    scores = np.round(generator.normal(size=40) + labels, 1).astype(np.float32)
+    for metric in (saving, few_alarms):
+        cut = posthoc.fit_threshold(scores, labels, metric=metric)
+        cuts = [-9, 9, *(np.unique(scores) - 0.01)]
+        tables = [np.reshape(counted(scores, labels, c), (2, 2)) for c in (float(cut), *cuts)]
+        reached, *others = (float(metric(jnp.asarray(table))) for table in tables)
+        assert reached == max(others)
 
 
 def test_threshold_maps(generator):

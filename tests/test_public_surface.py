@@ -15,6 +15,7 @@ PACKAGES = [
     "transforms",
     "samplers",
     "augment",
+    "adversarial",
     "metrics",
     "posthoc",
     "models",

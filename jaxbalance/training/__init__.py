@@ -8,6 +8,8 @@ from jaxbalance.training._compile import jit_step as jit_step
 from jaxbalance.training._compile import place_state as place_state
 from jaxbalance.training._compile import pmap_step as pmap_step
 from jaxbalance.training._compile import sharded_step as sharded_step
+from jaxbalance.training._phases import Phase as Phase
+from jaxbalance.training._phases import run_phases as run_phases
 from jaxbalance.training._run import run_steps as run_steps
 from jaxbalance.training._state import ClassStepRecord as ClassStepRecord
 from jaxbalance.training._state import StatefulLoss as StatefulLoss

@@ -1,11 +1,4 @@
-"""Corrections after training: of logits by the prior, and three small fits on held-out examples.
-
-The fits are exact searches or one-dimensional convex problems with a fixed number of iterations:
-they compile, map over runs with ``vmap`` and need no step size. Fit on examples that neither
-training nor the final test has seen. Scores and logits must be finite; −1 and any id that is no
-class is padding, whose scores may be anything. The threshold and the bias sort their examples:
-on a mesh with explicit axes hand these in unsplit.
-"""
+"""Decision thresholds: one for two classes, one bias per class for many."""
 
 from collections.abc import Callable
 
@@ -13,51 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbalance import _check, counts
+from jaxbalance import _check, _sharding, counts
 from jaxbalance._types import Array, ArrayLike, Scalar
+from jaxbalance.posthoc._held_out import class_shares, held_out
 
 _SAME = 1e-6
 """Metric values closer than this are equally good: float32 does not tell them apart."""
-
-_LARGEST_TEMPERATURE = 1e3
-
-
-def adjust_logits(logits: ArrayLike, *, class_counts: ArrayLike, tau: Scalar = 1.0) -> Array:
-    r"""Take the training prior out of the predictions of a network trained *without* correction.
-
-    .. math:: z'_k = z_k - \tau \log \pi_k, \qquad \pi_k = n_k / n
-
-    Subtracting at prediction time is the counterpart of adding at training time
-    (:func:`jaxbalance.losses.logit_adjusted_cross_entropy`): either one aims ``argmax`` at the
-    balanced error, both together overcorrect. At ``tau=1`` the softmax becomes p/π, renormalised.
-    Logs of probabilities do as well as logits.
-
-    Identity: ``tau=0``, and equal counts up to a constant.
-
-    Args:
-      logits: ``[..., K]``, floating.
-      class_counts: training counts ``[K]``. An absent class takes the prior of the rarest present
-        class.
-      tau: strength; 1 is the correction for the balanced error.
-
-    Returns:
-      ``[..., K]`` in the dtype of ``logits``; computed in at least float32.
-
-    Raises:
-      ValueError: shapes or dtypes disagree.
-
-    Source: Menon et al. 2021, arXiv:2007.07314, post-hoc logit adjustment; at ``tau=1`` the
-    thresholding of Buda et al. 2018, arXiv:1710.05381.
-
-    >>> adjusted = adjust_logits(jnp.log(jnp.array([0.9, 0.1])), class_counts=jnp.array([9, 1]))
-    >>> jax.nn.softmax(adjusted).round(4)
-    Array([0.5, 0.5], dtype=float32)
-    """
-    scores = _check.logits(logits)
-    prior = counts.log_prior(_check.class_vector("class_counts", class_counts, scores.shape[-1]))
-    wide = scores.astype(_check.working_dtype(scores))
-    shift = jnp.asarray(tau, wide.dtype) * prior.astype(wide.dtype)
-    return (wide - jnp.broadcast_to(shift, wide.shape)).astype(scores.dtype)
 
 
 def fit_threshold(
@@ -73,20 +27,24 @@ def fit_threshold(
 
     Every split of the examples by score is tried: thresholds midway between consecutive distinct
     scores, one just below the lowest and one just above the highest; tied scores stay together.
+    The counts of all splits come from one sort, so any function of true and false positives and
+    negatives can be searched exactly, however it is shaped.
     Splits within 1e-6 of the best metric are equally good, and the median one is taken (of an even
     number the lower median).
 
     Args:
       scores: ``[N]``, floating: the higher, the more positive.
       labels: integer ``[N]``: 1 positive, 0 negative, anything else (−1) counts nowhere.
-      metric: function of confusion matrices ``[..., 2, 2]`` (int32; rows true, columns predicted)
-        to ``[...]``, the larger the better, such as :func:`jaxbalance.metrics.balanced_accuracy`;
-        splits where it is NaN are passed over.
+      metric: function of confusion matrices ``[..., 2, 2]`` (int32, rows true, columns predicted:
+        true negatives, false positives; false negatives, true positives) to ``[...]``, the larger
+        the better, such as :func:`jaxbalance.metrics.balanced_accuracy` or minus a cost; splits
+        where it is NaN are passed over.
       default: the answer without positives, without negatives, or where the metric is always NaN;
         0.5 is the plain rule for probabilities, 0 for the difference of two logits.
 
     Returns:
-      ``[]``, at least float32.
+      ``[]``, at least float32. For multi-label scores ``[N, K]`` map over the columns with
+      ``jax.vmap(fit, in_axes=1)``.
 
     Raises:
       ValueError: shapes or dtypes disagree.
@@ -101,7 +59,8 @@ def fit_threshold(
     if values.ndim != 1:
         raise ValueError(f"scores: got shape {values.shape}, wanted [N]")
     ids = _check.same_shape("labels", _check.class_ids(labels), "scores", values)
-    values = values.astype(_check.working_dtype(values))
+    values = _sharding.replicated(values.astype(_check.working_dtype(values)))
+    ids = _sharding.replicated(ids)
     default = jnp.asarray(default, values.dtype)
     if values.size == 0:
         return default
@@ -141,15 +100,6 @@ def _splits(scores: Array, ids: Array) -> tuple[Array, Array, Array]:
 def _before(kind: Array) -> Array:
     """How many of ``kind [N]`` are among the first j, for j = 0 .. N."""
     return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(kind, dtype=jnp.int32)])
-
-
-def _held_out(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
-    """Checked logits in the working dtype, 0 in padding, and labels, −1 in padding."""
-    scores = _check.logits(logits)
-    ids = _check.labels(_check.class_ids(labels), scores)
-    labelled = (ids >= 0) & (ids < scores.shape[-1])
-    scores = jnp.where(labelled[..., None], scores, jnp.zeros_like(scores))
-    return scores.astype(_check.working_dtype(scores)), jnp.where(labelled, ids, -1)
 
 
 def fit_class_bias(
@@ -192,12 +142,13 @@ def fit_class_bias(
     Array([-1.25,  1.25], dtype=float32)
     """
     _check.positive_integer(num_passes=num_passes)
-    scores, ids = _held_out(logits, labels)
+    scores, ids = held_out(logits, labels)
     if scores.ndim != 2:
         raise ValueError(f"logits: got shape {scores.shape}, wanted [N, K]")
+    scores, ids = _sharding.replicated(scores), _sharding.replicated(ids)
     num_classes = scores.shape[-1]
     number = counts.class_counts(ids, num_classes=num_classes)
-    weights = _class_shares(class_weights, number, scores.dtype)
+    weights = class_shares(class_weights, number, scores.dtype)
 
     def value(shifted: Array) -> Array:
         right = jnp.where(jnp.argmax(shifted, axis=-1).astype(ids.dtype) == ids, ids, -1)
@@ -217,18 +168,6 @@ def fit_class_bias(
     steps = num_passes * num_classes
     bias: Array = jax.lax.fori_loop(0, steps, update, (start, value(scores)))[0]
     return bias - jnp.mean(bias)
-
-
-def _class_shares(class_weights: ArrayLike | None, number: Array, dtype: np.dtype) -> Array:
-    """Worth of one example of each class, as a share of all the examples' worth."""
-    if class_weights is None:
-        weights = counts.inverse_frequency_weights(number)
-    else:
-        weights = _check.class_vector("class_weights", class_weights, number.size)
-    weights = weights.astype(dtype)
-    total = jnp.sum(weights * number.astype(dtype))
-    shares: Array = weights / jnp.where(total > 0, total, jnp.ones_like(total))
-    return shares
 
 
 def _best_change(shifted: Array, ids: Array, weights: Array, k: Array) -> Array:
@@ -257,50 +196,3 @@ def _inside(left: Array, right: Array) -> Array:
     middle = jnp.where(bounded, left / 2 + right / 2, jnp.zeros_like(left))
     above, below = jnp.maximum(2 * left, 0), jnp.minimum(2 * right, 0)
     return jnp.where(bounded, middle, jnp.where(jnp.isfinite(left), above, below))
-
-
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
-    r"""Find the temperature that makes the cross entropy of held-out examples lowest.
-
-    .. math:: T^* = \arg\min_{10^{-3} \le T \le 10^3} \frac{1}{n} \sum_i
-              -\log \operatorname{softmax}(z_i / T)_{y_i}
-
-    Convex in 1/T, so bisecting the sign of the derivative on a logarithmic scale finds it, one bit
-    per step in a fixed number of steps. Dividing logits by T changes no ``argmax``. Where more
-    confidence never hurts (every example right) the answer is 1e-3, where logits say the opposite
-    of the labels 1e3.
-
-    Args:
-      logits: ``[..., K]``, floating.
-      labels: integer class ids ``[...]``; −1 and any id outside ``0 .. K-1`` counts nowhere.
-
-    Returns:
-      T, ``[]``, at least float32: predict with ``softmax(logits / T)``. 1 without a labelled
-      example and where all logits of each are equal.
-
-    Raises:
-      ValueError: shapes or dtypes disagree.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
-
-    >>> logits = jnp.log(jnp.array([[4.0, 1.0], [4.0, 1.0], [4.0, 1.0]]))
-    >>> fit_temperature(logits, jnp.array([0, 0, 1])).round(4)
-    Array(2., dtype=float32)
-    """
-    scores, ids = _held_out(logits, labels)
-    classes = jnp.broadcast_to(jnp.arange(scores.shape[-1], dtype=ids.dtype), scores.shape)
-    own = jnp.where(classes == ids[..., None], scores, jnp.zeros_like(scores))
-    gaps = scores - jnp.sum(own, axis=-1, keepdims=True)
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        slope = jnp.sum(gaps * jax.nn.softmax(jnp.exp(middle) * gaps, axis=-1))
-        too_sharp = slope > 0
-        return jnp.where(too_sharp, low, middle), jnp.where(too_sharp, middle, high)
-
-    most = jnp.log(jnp.asarray(_LARGEST_TEMPERATURE, scores.dtype))
-    steps = int(np.finfo(scores.dtype).nmant) + 5
-    low, high = jax.lax.fori_loop(0, steps, halve, (-most, most))
-    informative = jnp.any(gaps != 0)
-    return jnp.where(informative, jnp.exp(-(low + high) / 2), jnp.ones_like(low))
