@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxbalance import samplers
-from jaxbalance.samplers._draws import _times_divmod
 from jaxbalance.samplers._permutation import permute
+from jaxbalance.samplers._streams import times_divmod
 
 LABELS = np.array([0] * 60 + [1] * 25 + [2] * 10 + [4] * 5 + [-1] * 3)
 INDEX = samplers.class_index(LABELS, num_classes=5)
@@ -35,13 +35,30 @@ SAMPLERS = {
         key, INDEX, target_counts=[60, 30, 30, 0, 30], batch_size=8, steps=steps, start=start
     ),
 }
-HELPERS = {"ClassIndex", "class_index", "oversampled_counts", "undersampled_counts"}
+HELPERS = {
+    "ClassIndex",
+    "Schedule",
+    "apportioned_counts",
+    "class_index",
+    "constant_schedule",
+    "effective_number_schedule",
+    "multilabel_index",
+    "oversampled_counts",
+    "self_paced_factor",
+    "self_paced_probabilities",
+    "shard_rows",
+    "statistic_bins",
+    "switch_schedule",
+    "temperature_schedule",
+    "undersampled_counts",
+}
+TESTED_WITH_SCHEDULES = {"class_aware", "m_per_class", "scheduled"}
 each = pytest.mark.parametrize("draw", SAMPLERS.values(), ids=SAMPLERS)
 
 
 def test_every_public_sampler_has_a_row():
     public = {name for name in vars(samplers) if not name.startswith("_")}
-    assert public == set(SAMPLERS) | HELPERS
+    assert public == set(SAMPLERS) | HELPERS | TESTED_WITH_SCHEDULES
 
 
 @each
@@ -110,7 +127,7 @@ def test_places_and_neighbours_of_a_shuffle_are_uniform():
 @settings(deadline=None, max_examples=100)
 def test_times_divmod_equals_python_integers(value, factor, divisor):
     exact = divmod(value * factor, divisor)
-    got = _times_divmod(jnp.asarray(value, jnp.int32), factor, divisor)
+    got = times_divmod(jnp.asarray(value, jnp.int32), factor, divisor)
     if exact[0] < 2**31:
         assert (int(got[0]), int(got[1])) == exact
     else:

@@ -217,6 +217,33 @@ def f_beta(confusion: ArrayLike, *, beta: Scalar = 1.0) -> Array:
     return _of_present(ratio(hits, mixed, 0.0), matrix)
 
 
+def jaccard_index(confusion: ArrayLike) -> Array:
+    r"""Overlap of true and predicted examples of each class (intersection over union).
+
+    .. math:: \frac{TP}{TP + FN + FP}
+
+    Args:
+      confusion: ``[..., K, K]``; of a multi-label problem ``[..., L, 2, 2]``, where entry 1 of each
+        result is the label's.
+
+    Returns:
+      ``[..., K]``, at least float32; 0 for a present class without a hit, NaN for an absent one.
+
+    Raises:
+      ValueError: ``confusion`` is not ``[..., K, K]``.
+
+    Source: Jaccard 1901; scikit-learn's ``jaccard_score``, which gives an absent class 0.
+
+    >>> jaccard_index(jnp.array([[3, 1], [0, 4]]))
+    Array([0.75, 0.8 ], dtype=float32)
+    """
+    matrix = square(confusion)
+    hits, true, predicted = diagonal(matrix), jnp.sum(matrix, axis=-1), jnp.sum(matrix, axis=-2)
+    # Sums of int32 are int64 where x64 is enabled.
+    union = true + predicted - hits.astype(true.dtype)
+    return _of_present(ratio(hits, union, 0.0), matrix)
+
+
 def macro(values: ArrayLike) -> Array:
     r"""Mean of a per-class vector over the classes that have a value.
 

@@ -1,5 +1,6 @@
 """Samplers: from a key to a matrix of example indices."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,16 +12,7 @@ from jaxbalance import _check
 from jaxbalance._types import Array, ArrayLike, Scalar
 from jaxbalance.samplers._class_index import ClassIndex
 from jaxbalance.samplers._permutation import permute
-
-
-def _word(key: Array) -> Array:
-    """One uint32 that names everything drawn from ``key``."""
-    return jax.random.bits(key, (), jnp.uint32)
-
-
-def _steps(start: Scalar, steps: int) -> Array:
-    _check.positive_integer(steps=steps)
-    return jnp.asarray(start, jnp.int32) + jnp.arange(steps, dtype=jnp.int32)
+from jaxbalance.samplers._streams import members, row_steps, times_divmod, word
 
 
 def shuffled_epochs(
@@ -60,7 +52,7 @@ def shuffled_epochs(
     epoch_length = num_examples
     if pad_last:
         epoch_length = -(-num_examples // batch_size) * batch_size
-    return _shuffled(key, _steps(start, steps), num_examples, batch_size, epoch_length)
+    return _shuffled(key, row_steps(start, steps), num_examples, batch_size, epoch_length)
 
 
 # Compiled here, each draw below is one program also where nobody compiles the caller.
@@ -69,7 +61,7 @@ def _shuffled(
     key: Array, steps: Array, num_examples: int, batch_size: int, epoch_length: int
 ) -> Array:
     epoch, place = _stream(steps, batch_size, epoch_length)
-    words = _word(key) + epoch.astype(jnp.uint32)
+    words = word(key) + epoch.astype(jnp.uint32)
     size = jnp.full_like(place, num_examples)
     rows = permute(words, jnp.minimum(place, size - 1), size)
     return jnp.where(place < size, rows, jnp.full_like(rows, -1))
@@ -77,20 +69,9 @@ def _shuffled(
 
 def _stream(step: Array, batch_size: int, epoch_length: int) -> tuple[Array, Array]:
     """Epoch and place ``[steps, B]`` of every element of the given steps."""
-    start_epoch, start_place = _times_divmod(step, batch_size, epoch_length)
+    start_epoch, start_place = times_divmod(step, batch_size, epoch_length)
     place = start_place[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
     return start_epoch[:, None] + place // epoch_length, place % epoch_length
-
-
-def _times_divmod(value: Array, factor: int, divisor: int) -> tuple[Array, Array]:
-    """``divmod(value * factor, divisor)`` without forming the product, which overflows int32."""
-    whole, rest = value // divisor, value % divisor
-    quotient, remainder = jnp.zeros_like(value), jnp.zeros_like(value)
-    for bit in f"{factor:b}":
-        remainder = 2 * remainder + int(bit) * rest
-        quotient = 2 * quotient + remainder // divisor
-        remainder = remainder % divisor
-    return whole * factor + quotient, remainder
 
 
 def class_balanced(
@@ -123,7 +104,7 @@ def class_balanced(
         An absent class is never drawn, whatever its probability.
 
     Returns:
-      Indices ``[steps, B]``, int32.
+      Indices ``[steps, B]``, int32; all −1 if no present class has a positive probability.
 
     Raises:
       ValueError: a size is not a positive integer, ``temperature`` is not positive, or
@@ -147,28 +128,61 @@ def class_balanced(
         number = index.class_counts.shape[0]
         share = _check.class_vector("class_probabilities", class_probabilities, number)
         log_share = jnp.log(share.astype(jnp.float32))
-    return _balanced(key, index, log_share, _steps(start, steps), batch_size)
+    return _balanced(key, index, log_share, row_steps(start, steps), batch_size)
 
 
 @partial(jax.jit, static_argnums=4)
 def _balanced(
     key: Array, index: ClassIndex, log_share: Array, steps: Array, batch_size: int
 ) -> Array:
-    present = index.class_counts > 0
-    log_share = jnp.where(present, log_share, jnp.full_like(log_share, -jnp.inf))
-    edges = jnp.cumsum(jax.nn.softmax(log_share))
-    # The last present class owns the rounding error above its edge, never an absent one.
-    last = jnp.max(jnp.where(present, jnp.arange(present.size), 0))
+    edges = class_edges(index, log_share)
+    return jax.vmap(lambda step: balanced_row(key, index, edges, step, batch_size))(steps)
 
-    def row(step: Array) -> Array:
-        class_key, member_key = jax.random.split(jax.random.fold_in(key, step))
-        uniform = jax.random.uniform(class_key, (batch_size,))
-        classes = jnp.minimum(jnp.searchsorted(edges, uniform, side="right"), last)
-        sizes = index.class_counts[classes]
-        members = jax.random.randint(member_key, (batch_size,), 0, jnp.maximum(sizes, 1))
-        return index.members[index.starts[classes] + members]
 
-    return jax.vmap(row)(steps)
+def class_edges(index: ClassIndex, log_share: Array) -> Array:
+    """Cumulative probabilities ``[K]`` of the present classes; zeros where nobody has a share."""
+    drawable = (index.class_counts > 0) & (log_share > -jnp.inf)
+    somebody = jnp.any(drawable)
+    masked = jnp.where(drawable | ~somebody, log_share, jnp.full_like(log_share, -jnp.inf))
+    share = jax.nn.softmax(jnp.where(somebody, masked, jnp.zeros_like(masked)))
+    return jnp.cumsum(jnp.where(somebody, share, jnp.zeros_like(share)))
+
+
+def balanced_row(
+    key: Array, index: ClassIndex, edges: Array, step: Array, batch_size: int
+) -> Array:
+    """Draw one row: for every place a class by its share, and a member of it; −1 if none has."""
+    words = jax.random.bits(jax.random.fold_in(key, step), (2, batch_size), jnp.uint32)
+    uniform = (words[0] >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    classes = _class_of(edges.astype(jnp.float32), uniform)
+    sizes = index.class_counts[classes].astype(jnp.uint32)
+    place = _high_product(words[1], sizes).astype(jnp.int32)
+    rows = index.members[index.starts[classes] + place]
+    return jnp.where(edges[-1] > 0, rows, jnp.full_like(rows, -1))
+
+
+def _class_of(edges: Array, uniform: Array) -> Array:
+    """How many ``edges [K]`` are at most each of ``uniform [B]``; the last with a share at most.
+
+    Compared in two rounds of about sqrt(K): faster than halving, of which every round is a gather.
+    """
+    side = math.isqrt(edges.size - 1) + 1
+    # The last class with a share owns the rounding error above its edge, never one without.
+    total = edges[-1]
+    padded = jnp.pad(edges, (0, side * side - edges.size), constant_values=jnp.inf)
+    table = jnp.where(padded < total, padded, jnp.full_like(padded, jnp.inf)).reshape(side, side)
+    block = jnp.sum(table[None, :-1, -1] <= uniform[:, None], axis=1, dtype=jnp.int32)
+    within = jnp.sum(table[block] <= uniform[:, None], axis=1, dtype=jnp.int32)
+    return block * side + within
+
+
+def _high_product(left: Array, right: Array) -> Array:
+    """The upper 32 of the 64 bits of a product of uint32: ``left`` scaled to ``0 .. right-1``."""
+    low, high = left & 0xFFFF, left >> 16
+    other_low, other_high = right & 0xFFFF, right >> 16
+    middle = high * other_low + (low * other_low >> 16)
+    carry = low * other_high + (middle & 0xFFFF)
+    return high * other_high + (middle >> 16) + (carry >> 16)
 
 
 def stratified(
@@ -199,7 +213,7 @@ def stratified(
     (3, 2, 2)
     """
     _check.positive_integer(examples_per_class=examples_per_class)
-    return _class_major(key, index, _steps(start, steps), examples_per_class)
+    return _class_major(key, index, row_steps(start, steps), examples_per_class)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -209,18 +223,7 @@ def _class_major(key: Array, index: ClassIndex, step: Array, examples_per_class:
     within = jnp.arange(examples_per_class, dtype=jnp.int32)
     position = step[:, None, None] * examples_per_class + within[None, None, :]
     classes = jnp.arange(number, dtype=jnp.int32)[None, :, None]
-    return _members(key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape))
-
-
-def _members(key: Array, index: ClassIndex, classes: Array, position: Array) -> Array:
-    """Members at ``position`` of each class's endless row of shuffled passes; −1 if absent."""
-    sizes = index.class_counts[classes]
-    divisor = jnp.maximum(sizes, 1)
-    epoch, place = position // divisor, position % divisor
-    words = _word(key) + epoch.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-    words = words ^ (classes.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
-    found = index.members[index.starts[classes] + permute(words, place, sizes)]
-    return jnp.where(sizes > 0, found, jnp.full_like(found, -1))
+    return members(key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape))
 
 
 def resampled_epochs(
@@ -272,7 +275,7 @@ def resampled_epochs(
             "one per class, not all zero"
         )
     ends = jnp.asarray(np.cumsum(targets), jnp.int32)
-    return _resampled(key, index, ends, _steps(start, steps), batch_size, int(targets.sum()))
+    return _resampled(key, index, ends, row_steps(start, steps), batch_size, int(targets.sum()))
 
 
 @partial(jax.jit, static_argnums=(4, 5))
@@ -281,13 +284,13 @@ def _resampled(
 ) -> Array:
     order_key, member_key = jax.random.split(key)
     epoch, place = _stream(steps, batch_size, length)
-    words = _word(order_key) + epoch.astype(jnp.uint32)
+    words = word(order_key) + epoch.astype(jnp.uint32)
     slot = permute(words, place, jnp.full_like(place, length))
     classes = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     wanted = (ends - starts)[classes]
     within = slot - starts[classes]
-    return _members(member_key, index, classes, epoch * wanted + within)
+    return members(member_key, index, classes, epoch * wanted + within)
 
 
 def oversampled_counts(class_counts: ArrayLike, *, ratio: float = 1.0) -> np.ndarray:
