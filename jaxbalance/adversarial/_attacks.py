@@ -102,8 +102,9 @@ def robust_confusion_matrix(
 ) -> Array:
     """Confusion matrix under attack; every per-class metric of it is that metric's robust form.
 
-    Additive over batches and devices, like :func:`jaxbalance.metrics.confusion_matrix`; with an attack of
-    radius 0 it is that matrix. ``metrics.recall`` of it is the robust accuracy of every class.
+    Additive over batches and devices, like :func:`jaxbalance.metrics.confusion_matrix`; with an
+    attack of radius 0 it is that matrix. ``metrics.recall`` of it is the robust accuracy of every
+    class.
 
     Args:
       apply: ``apply(params, inputs) -> logits [B, K]``.
