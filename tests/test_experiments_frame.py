@@ -35,6 +35,8 @@ SOURCE = """
             CALLS.append(name)
             if name == "broken":
                 raise KeyboardInterrupt
+            if config.data == "nowhere":
+                raise ValueError("data: got 'nowhere', wanted a coin")
             return {"heads": np.array(config.throws * config.share)}
         names = ["first", "broken" if config.data == "broken" else "second"]
         return {name: (lambda name=name: throw(name)) for name in names}
@@ -167,6 +169,7 @@ def test_the_command_lists_and_runs(coin, capsys):
         (["run", "coin", "--share=-1"], "share: got -1.0, wanted a finite number >= 0"),
         (["run", "coin", "--sizes"], "sizes: got nothing"),
         (["run", "coin", "--sizes", "2", "0"], "sizes: got 0"),
+        (["run", "coin", "--data=nowhere"], "data: got 'nowhere', wanted a coin"),
     ],
 )
 def test_mistakes_are_one_line(coin, capsys, arguments, message):

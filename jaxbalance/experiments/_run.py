@@ -87,8 +87,18 @@ def run(
       ValueError: a setting is out of range, or the folder cannot be written.
     """
     check_config(config)
-    settings = dataclasses.asdict(config)
-    name = experiment.__name__
+    try:
+        return _run(experiment, config, results, listener)
+    except ValueError as error:
+        # One that names a setting is the caller's mistake, whoever found it.
+        named = any(str(error).startswith(f"{f.name}:") for f in dataclasses.fields(config))
+        if named and not isinstance(error, InputError):
+            raise InputError(str(error)) from error
+        raise
+
+
+def _run(experiment: ModuleType, config: Any, results: pathlib.Path, listener: Listener) -> Result:
+    settings, name = dataclasses.asdict(config), experiment.__name__
     # First of all: the parts may ask for a number of devices, the digest starts them.
     parts = experiment.parts(config)
     place = results / name / _digest(experiment, settings)
