@@ -175,7 +175,8 @@ def check_config(config: Any) -> None:
 
 def _digest(experiment: ModuleType, settings: dict[str, Any]) -> str:
     """Names a run: equal digest, equal numbers."""
-    source = pathlib.Path(str(experiment.__file__)).read_bytes()
+    file = pathlib.Path(str(experiment.__file__))
+    source = b"".join(path.read_bytes() for path in (file, *sorted(file.parent.glob("_*.py"))))
     where = (jax.default_backend(), jax.device_count())
     text = json.dumps([settings, jaxbalance.__version__, jax.__version__, where])
     return hashlib.sha256(source + text.encode()).hexdigest()[:12]
