@@ -184,7 +184,7 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
             numbers[f"{name}, R={ratio:g}"] = {
                 "radii": record[f"{name}/radii"].tolist(),
                 "exact gap": exact[i].round(3).tolist(),
-                "gap": [_range(gaps[i, :, j]) for j in range(gaps.shape[2])],
+                "gap": [jb.experiments.mean_and_range(gaps[i, :, j]) for j in range(gaps.shape[2])],
                 "step sizes": record[f"{name}/step sizes"][i].tolist(),
             }
     gone = record["cauchy/exact"] == 1
@@ -198,11 +198,6 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
         ),
     }
     return numbers
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 3) for x in (values.mean(), values.min(), values.max())]
 
 
 def check(numbers: dict[str, Any]) -> None:

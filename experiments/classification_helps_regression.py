@@ -225,18 +225,13 @@ def parts(config: Config) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
     }
 
 
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 4) for x in (values.mean(), values.min(), values.max())]
-
-
 def by_group(record: dict[str, np.ndarray], part: str) -> dict[str, list[float] | None]:
     """Errors at the best step size in bins of many, medium and few shots, over the functions."""
     best, found = record[f"{part}/test"][record[f"{part}/best"]], {}
     for number, group in enumerate(GROUPS):
         rows = zip(best, record[f"{part}/groups"] == number, strict=True)
         means = [error[inside].mean() for error, inside in rows if inside.any()]
-        found[group] = _range(np.array(means)) if means else None
+        found[group] = jb.experiments.mean_and_range(np.array(means)) if means else None
     return found
 
 
@@ -250,7 +245,7 @@ def part_numbers(record: dict[str, np.ndarray], part: str, alone: str) -> dict[s
         "scores": [round(float(score), 5) for score in record[f"{part}/grid"]],
         "diverged": record[f"{part}/diverged"].tolist(),
         "validation error": round(float(record[f"{part}/validation"][best].mean()), 5),
-        "error": _range(error[best]),
+        "error": jb.experiments.mean_and_range(error[best]),
         "error by group": by_group(record, part),
         "gain": round(1 - float(error[best].mean() / plain[first].mean()), 4),
         "better in": int((error[best] < plain[first]).sum()),

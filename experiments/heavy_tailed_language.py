@@ -290,18 +290,13 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
             ],
             "inside the grid": 0 < best < len(sizes) - 1,
             "diverged": bool(gone[best]),
-            "loss": _range(record[f"{name}/loss"][:, -1]),
-            "frequent": _range(frequent),
-            "rare": _range(rare),
-            "lag": _range(rare - frequent),
+            "loss": jb.experiments.mean_and_range(record[f"{name}/loss"][:, -1]),
+            "frequent": jb.experiments.mean_and_range(frequent),
+            "rare": jb.experiments.mean_and_range(rare),
+            "lag": jb.experiments.mean_and_range(rare - frequent),
             "groups": groups.mean(axis=0).round(3).tolist(),
         }
     return numbers
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 3) for x in (values.mean(), values.min(), values.max())]
 
 
 def check(numbers: dict[str, Any]) -> None:

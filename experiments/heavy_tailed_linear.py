@@ -215,7 +215,9 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
     numbers: dict[str, Any] = {name: of_method(record, name) for name in ALL}
     loss = {name: row["loss"][0] for name, row in numbers.items()}
     numbers["share of Adam's gain"] = {
-        name: _figures((loss["gd_momentum"] - loss[name]) / (loss["gd_momentum"] - loss["adam"]))
+        name: jb.experiments.rounded(
+            (loss["gd_momentum"] - loss[name]) / (loss["gd_momentum"] - loss["adam"])
+        )
         for name in ("sign_momentum", "normalised_momentum")
     }
     numbers["at equal loss"] = {n: at_loss(record, n, loss["gd"]) for n in ("gd", "centred_gd")}
@@ -223,9 +225,9 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
     for key, values in record.items():
         part, name = key.split("/")
         if part == "path" and name != "steps":
-            numbers[part][name] = [_range(values[:, i]) for i in (0, -1)]
+            numbers[part][name] = [jb.experiments.mean_and_range(values[:, i]) for i in (0, -1)]
         elif part == "flow":
-            numbers[part][name] = np.vectorize(_figures)(values).tolist()
+            numbers[part][name] = np.vectorize(jb.experiments.rounded)(values).tolist()
     return numbers
 
 
@@ -235,11 +237,16 @@ def of_method(record: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     finite = zip(sizes, scores, record[f"{name}/diverged"], strict=True)
     groups = record[f"{name}/groups"][best, :, -1]
     return {
-        "step size": _figures(sizes[best]),
-        "grid": [[_figures(s), None if gone else _figures(x)] for s, x, gone in finite],
-        "start": _range(record[f"{name}/loss"][best, :, 0]),
-        "loss": _range(record[f"{name}/loss"][best, :, -1]),
-        "groups": [_range(groups[:, level]) for level in range(groups.shape[1])],
+        "step size": jb.experiments.rounded(sizes[best]),
+        "grid": [
+            [jb.experiments.rounded(s), None if gone else jb.experiments.rounded(x)]
+            for s, x, gone in finite
+        ],
+        "start": jb.experiments.mean_and_range(record[f"{name}/loss"][best, :, 0]),
+        "loss": jb.experiments.mean_and_range(record[f"{name}/loss"][best, :, -1]),
+        "groups": [
+            jb.experiments.mean_and_range(groups[:, level]) for level in range(groups.shape[1])
+        ],
     }
 
 
@@ -248,17 +255,10 @@ def at_loss(record: dict[str, np.ndarray], name: str, wanted: float) -> dict[str
     losses = record[f"{name}/loss"].mean(axis=1)
     size, step = np.unravel_index(np.abs(losses - wanted).argmin(), losses.shape)
     groups = record[f"{name}/groups"][size, :, step].mean(axis=0)
-    return {"loss": _figures(losses[size, step]), "groups": [_figures(x) for x in groups]}
-
-
-def _figures(value: Any) -> float:
-    """Four of them."""
-    return float(f"{value:.4g}")
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [_figures(x) for x in (values.mean(), values.min(), values.max())]
+    return {
+        "loss": jb.experiments.rounded(losses[size, step]),
+        "groups": [jb.experiments.rounded(x) for x in groups],
+    }
 
 
 def check(numbers: dict[str, Any]) -> None:

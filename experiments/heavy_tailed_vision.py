@@ -170,11 +170,18 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
         finite = zip(sizes, scores, record[f"{name}/diverged"], strict=True)
         final = record[f"{name}/groups"][best, :, -1]
         numbers[name] = {
-            "step size": _figures(sizes[best]),
-            "grid": [[_figures(s), None if gone else _figures(x)] for s, x, gone in finite],
-            "start": _range(record[f"{name}/loss"][best, :, 0]),
-            "loss": _range(record[f"{name}/loss"][best, :, -1]),
-            **{g: _range(final[:, i]) for i, g in enumerate(GROUPS) if g in name or "both" in name},
+            "step size": jb.experiments.rounded(sizes[best]),
+            "grid": [
+                [jb.experiments.rounded(s), None if gone else jb.experiments.rounded(x)]
+                for s, x, gone in finite
+            ],
+            "start": jb.experiments.mean_and_range(record[f"{name}/loss"][best, :, 0]),
+            "loss": jb.experiments.mean_and_range(record[f"{name}/loss"][best, :, -1]),
+            **{
+                g: jb.experiments.mean_and_range(final[:, i])
+                for i, g in enumerate(GROUPS)
+                if g in name or "both" in name
+            },
         }
     examples = record["both, gd/examples"]
     numbers["classes"] = {
@@ -182,16 +189,6 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
         for name, size in zip(GROUPS, (examples.max(), examples.min()), strict=True)
     }
     return numbers
-
-
-def _figures(value: Any) -> float:
-    """Four of them."""
-    return float(f"{value:.4g}")
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [_figures(x) for x in (values.mean(), values.min(), values.max())]
 
 
 def check(numbers: dict[str, Any]) -> None:

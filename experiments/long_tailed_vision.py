@@ -301,18 +301,15 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
         summary: dict[str, Any] = {"step size": float(record[f"{name}/size"])}
         summary["validation"] = [round(float(score), 3) for score in record[f"{name}/grid"]]
         for when, at in (("early", early), ("end", -1)):
-            summary[f"rare, {when}"] = _range(recall[:, at, -RARE:].mean(axis=-1))
-            summary[f"lowest, {when}"] = _range(recall[:, at].min(axis=-1))
-            summary[f"mean, {when}"] = _range(recall[:, at].mean(axis=-1))
+            summary[f"rare, {when}"] = jb.experiments.mean_and_range(
+                recall[:, at, -RARE:].mean(axis=-1)
+            )
+            summary[f"lowest, {when}"] = jb.experiments.mean_and_range(recall[:, at].min(axis=-1))
+            summary[f"mean, {when}"] = jb.experiments.mean_and_range(recall[:, at].mean(axis=-1))
         numbers[name] = summary
     plain, summed = record["sum of classes/losses"]
     numbers["sum of classes, first losses off by"] = float(np.abs(summed - plain).max())
     return numbers
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 3) for x in (values.mean(), values.min(), values.max())]
 
 
 def check(numbers: dict[str, Any]) -> None:

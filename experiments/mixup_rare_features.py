@@ -197,9 +197,7 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _range(values: np.ndarray) -> list[float] | None:
     """Mean, lowest, highest; None of nothing."""
-    if not len(values):
-        return None
-    return [round(float(x), 4) for x in (values.mean(), values.min(), values.max())]
+    return jb.experiments.mean_and_range(values) if len(values) else None
 
 
 def gain(rows: dict[str, Any]) -> float:

@@ -232,7 +232,7 @@ def plot(record: dict[str, np.ndarray]) -> Any:
             curves[method] = small = np.stack([point["test"][:, 1] for point in points])
             axis.plot(100 * fine, small.mean(axis=1), color=colours[method], label=method)
         axis.set(title=f"tasks {name}" if name != "both large" else "tasks alike, both large")
-        axis.set(xlabel="large task: excess loss allowed [%]")
+        axis.set(xlabel="allowed loss of the large task [%]")
         if name == "alike":
             for method in METHODS[1:4]:
                 below, colour = curves["static"] - curves[method], colours[method]
@@ -244,7 +244,7 @@ def plot(record: dict[str, np.ndarray]) -> Any:
     axes[1].set(ylabel="second task: test loss")
     axes[3].axhline(0, color="black", linewidth=0.8)
     axes[3].set(title="tasks alike, lowest to highest seed", ylabel="test loss below static mixing")
-    axes[3].set(xlabel="large task: excess loss allowed [%]")
+    axes[3].set(xlabel="allowed loss of the large task [%]")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, ncols=len(METHODS), loc="outside lower center")
     return figure

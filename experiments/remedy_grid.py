@@ -272,16 +272,11 @@ def _method(record: dict[str, np.ndarray], prefix: str, name: str) -> dict[str, 
     grid, best = record[f"{name}/grid"], int(record[f"{prefix}best"])
     losses = [float(f"{x:.3g}") for x in record[f"{prefix}losses"]]
     return {
-        **{what: _range(record[f"{prefix}{what}"]) for what in wanted},
+        **{what: jb.experiments.mean_and_range(record[f"{prefix}{what}"]) for what in wanted},
         "step size": float(grid[best]),
         "grid": dict(zip(map(str, grid.tolist()), losses, strict=True)),
         "diverged": grid[record[f"{prefix}diverged"]].tolist(),
     }
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 4) for x in (values.mean(), values.min(), values.max())]
 
 
 def check(numbers: dict[str, Any]) -> None:

@@ -206,14 +206,9 @@ def measure(record: dict[str, np.ndarray]) -> dict[str, Any]:
         summary["validation"] = [round(float(score), 3) for score in record[f"{name}/grid"]]
         for group, what in itertools.product(groups, ("largest", "smallest", "trace", "recall")):
             values = record[f"{name}/{what}"][:, groups[group]].mean(axis=1)
-            summary[f"{group}, {what}"] = _range(values)
+            summary[f"{group}, {what}"] = jb.experiments.mean_and_range(values)
         numbers[name] = summary
     return numbers
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Mean, lowest, highest."""
-    return [round(float(x), 4) for x in (values.mean(), values.min(), values.max())]
 
 
 def sharper(numbers: dict[str, Any], name: str) -> float:

@@ -18,6 +18,8 @@ from jaxbalance.experiments._command import main as main
 from jaxbalance.experiments._find import load as load
 from jaxbalance.experiments._find import names as names
 from jaxbalance.experiments._find import title as title
+from jaxbalance.experiments._numbers import mean_and_range as mean_and_range
+from jaxbalance.experiments._numbers import rounded as rounded
 from jaxbalance.experiments._run import Result as Result
 from jaxbalance.experiments._run import finished as finished
 from jaxbalance.experiments._run import recorded as recorded
