@@ -152,7 +152,7 @@ def motion(apply: Any, method: str) -> tuple[Callable[..., Any], ...]:
         hits = apply(state.params, problem.test_inputs).argmax(-1) == problem.test_labels
         each = class_means(losses, problem.labels)
         recall = class_means(hits.astype(losses.dtype), problem.test_labels)
-        return each.mean(), {"loss": each, "recall": recall}
+        return losses.mean(), {"loss": each, "recall": recall}
 
     return begin, step, measure
 

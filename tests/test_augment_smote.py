@@ -76,6 +76,17 @@ def test_duplicates_and_constant_inputs_are_neighbours_at_distance_zero():
     assert all(i not in row for i, row in enumerate(np.asarray(near.indices).tolist()))
 
 
+def test_examples_that_are_not_finite_are_nobodys(generator):
+    inputs, labels = blobs(generator, counts=(20, 8))
+    inputs[3, 1], inputs[5, 0] = np.nan, np.inf
+    near = augment.nearest_neighbors(inputs, labels, num_classes=2, k=3)
+    assert not np.isin(near.indices, [3, 5]).any()
+    np.testing.assert_array_equal(near.indices[jnp.array([3, 5])], -1)
+    new = resample(inputs, labels, (12, 12))
+    assert np.all(np.isfinite(new.inputs))
+    assert not np.isin(new.seeds, [3, 5]).any()
+
+
 def resample(inputs, labels, targets, **knobs):
     return jax.jit(lambda key, x, y: augment.smote(key, x, y, target_counts=targets, **knobs))(
         KEY, inputs, labels

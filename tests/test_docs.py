@@ -10,7 +10,8 @@ import jax
 import pytest
 import tyro
 
-from jaxbalance import compare
+from jaxbalance import compare, experiments
+from jaxbalance.experiments import _command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
@@ -42,6 +43,8 @@ def test_commands_are_ones_the_program_understands(page):
             words = shlex.split(line, comments=True)
             if words[:2] == ["jaxbalance", "compare"]:
                 assert tyro.cli(compare.Settings, args=words[2:])
+            elif words[:3] == ["jaxbalance", "experiments", "run"]:
+                assert _command.parse(experiments.load(words[3]), words[4:])
             elif words[:1] == ["make"]:
                 assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
 

@@ -46,7 +46,8 @@ def nearest_neighbors(
     so little is sorted.
 
     Args:
-      inputs: ``[N, ...]``, flattened; finite.
+      inputs: ``[N, ...]``, flattened. An example with a number that is not finite counts as
+        unlabelled.
       labels: class ids ``[N]``; −1 has no neighbours and is nobody's. All zeros, with
         ``num_classes=1``, asks for neighbours of any class.
       num_classes: K.
@@ -82,7 +83,9 @@ def flat(inputs: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Array,
         )
     x, ids = _sharding.replicated(x), _sharding.replicated(ids)
     rows = x.reshape(len(x), -1).astype(_check.working_dtype(x))
-    return rows, jnp.where((ids >= 0) & (ids < num_classes), ids, num_classes).astype(jnp.int32)
+    usable = (ids >= 0) & (ids < num_classes) & jnp.all(jnp.isfinite(rows), axis=1)
+    rows = jnp.where(usable[:, None], rows, jnp.zeros_like(rows))
+    return rows, jnp.where(usable, ids, num_classes).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -115,7 +118,7 @@ def of_classes(points: Array, ids: Array, wanted: Array, k: int, largest: int) -
 def _width(largest: int, k: int) -> int:
     """Columns of a tile: equal shares of the largest class, in whole blocks, at least k blocks."""
     pieces = -(-largest // _COLUMNS)
-    return max(-(-largest // (pieces * _BLOCK)), k) * _BLOCK
+    return max(-(-largest // (pieces * _BLOCK)), k + 1) * _BLOCK
 
 
 def _sorted(points: Array, ids: Array, num_classes: int) -> _Classes:
@@ -132,40 +135,45 @@ def _one_tile(
     start, count = classes.starts[of], classes.counts[of]
     padded = jnp.pad(classes.points, ((0, max(_ROWS, columns)), (0, 0)))
     own = jax.lax.dynamic_slice_in_dim(padded, start + row, _ROWS)
-    own_squares = jnp.sum(own * own, axis=1)
 
     def piece(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         first = turn * columns
         others = jax.lax.dynamic_slice_in_dim(padded, start + first, columns)
         product = jnp.matmul(own, others.T, precision=jax.lax.Precision.HIGHEST)
-        squares = jnp.sum(others * others, axis=1)
-        distances = own_squares[:, None] + squares[None, :] - 2 * product
-        member = first + jnp.arange(columns)
-        itself = member[None, :] == (row + jnp.arange(_ROWS))[:, None]
-        hidden = itself | (member >= count)[None, :] | jnp.isnan(distances)
-        distances = jnp.where(hidden, jnp.inf, jnp.maximum(distances, 0)).astype(own.dtype)
-        near, column = _smallest(distances, k)
+        # Half a squared distance, but for half the square of the row, which orders nothing.
+        halves = jnp.sum(others * others, axis=1) / 2
+        halves = jnp.where(first + jnp.arange(columns) < count, halves, jnp.inf)
+        near, column = _smallest(product, halves.astype(own.dtype), k + 1)
         both = jnp.concatenate([best[0], near], axis=1)
         places = jnp.concatenate([best[1], first + column], axis=1)
-        kept, which = jax.lax.top_k(-both, k)
+        kept, which = jax.lax.top_k(-both, k + 1)
         return -kept, jnp.take_along_axis(places, which, axis=1)
 
-    nothing = jnp.full((_ROWS, k), jnp.inf, own.dtype), jnp.full((_ROWS, k), -1, jnp.int32)
-    near, member = jax.lax.fori_loop(0, turns * -(-count // columns), piece, nothing)
+    nothing = (_ROWS, k + 1)
+    best = jnp.full(nothing, jnp.inf, own.dtype), jnp.full(nothing, -1, jnp.int32)
+    near, member = jax.lax.fori_loop(0, turns * -(-count // columns), piece, best)
+    # A row is its own nearest; where k + 1 others tie with it, it need not be among the found.
+    itself = member == (row + jnp.arange(_ROWS))[:, None]
+    kept, which = jax.lax.top_k(-jnp.where(itself, jnp.inf, near), k)
+    squares = jnp.sum(own * own, axis=1, keepdims=True)
+    distances = jnp.where(jnp.isfinite(kept), jnp.maximum(squares - 2 * kept, 0), jnp.inf)
+    member = jnp.take_along_axis(member, which, axis=1)
     safe = jnp.minimum(start + jnp.maximum(member, 0), len(classes.order) - 1)
-    return near, jnp.where(jnp.isfinite(near), classes.order[safe], -1)
+    found = jnp.isfinite(distances)
+    return distances.astype(own.dtype), jnp.where(found, classes.order[safe], -1)
 
 
-def _smallest(distances: Array, k: int) -> tuple[Array, Array]:
-    """The k smallest of every row and where they are.
+def _smallest(product: Array, halves: Array, k: int) -> tuple[Array, Array]:
+    """The k smallest of every row of ``halves - product``, and where they are.
 
     Each of them lies in one of the k blocks with the smallest minima: a block before its own in
-    that order has a smaller number in it.
+    that order has a smaller number in it. The differences are formed twice rather than kept, which
+    would take as long as all else here.
     """
-    rows, columns = distances.shape
-    blocks = distances.reshape(rows, columns // _BLOCK, _BLOCK)
-    _, chosen = jax.lax.top_k(-jnp.min(blocks, axis=2), k)
-    few = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(rows, k * _BLOCK)
-    negative, place = jax.lax.top_k(-few, k)
+    rows = len(product)
+    blocks, lengths = product.reshape(rows, -1, _BLOCK), halves.reshape(-1, _BLOCK)
+    _, chosen = jax.lax.top_k(-jnp.min(lengths[None] - blocks, axis=2), k)
+    few = lengths[chosen] - jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
+    negative, place = jax.lax.top_k(-few.reshape(rows, k * _BLOCK), k)
     block = jnp.take_along_axis(chosen, place // _BLOCK, axis=1)
     return -negative, (block * _BLOCK + place % _BLOCK).astype(jnp.int32)

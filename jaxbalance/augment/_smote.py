@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbalance import _check, _sharding
+from jaxbalance import _check, _sharding, counts
 from jaxbalance._types import Array, ArrayLike, HostArray
 from jaxbalance.augment import _neighbors
 
@@ -52,7 +52,8 @@ def smote(
       key: a JAX PRNG key.
       inputs: ``[N, ...]`` of any rank, flattened for distances; integers become float32. Training
         data alone: a synthetic example of a test example is a leak.
-      labels: class ids ``[N]``; −1 is never used.
+      labels: class ids ``[N]``; −1 is never used, nor is an example with a number that is not
+        finite.
       target_counts: m, ``[K]``, integers on the host.
       k: number of neighbours; a class of n <= k examples uses all n − 1 others.
       eligible: which examples may be seeds of synthetic ones, boolean ``[N]``, such as
@@ -84,8 +85,7 @@ def smote(
         raise ValueError(
             f"eligible: got {may.dtype} of shape {may.shape}, wanted booleans of {ids.shape}"
         )
-    counts = jnp.sum(ids[None] == jnp.arange(len(targets))[:, None], axis=1)
-    grows = counts < jnp.asarray(targets)
+    grows = counts.class_counts(ids, num_classes=len(targets)) < jnp.asarray(targets)
     largest = int(min(len(points), max(targets.max(), 1)))
     near = _neighbors.of_classes(points, ids, grows, k, largest)
     return _assemble(key, _sharding.replicated(jnp.asarray(inputs)), ids, targets, near, may)

@@ -82,7 +82,7 @@ def _list(results: pathlib.Path) -> None:
 
 
 def _run_one(experiment: ModuleType, arguments: Sequence[str]) -> int:
-    settings = _parse(experiment, arguments)
+    settings = parse(experiment, arguments)
     _run.check_config(settings.config)
     print(f"{_find.title(experiment.__name__)}.")
     result = _run.run(experiment, settings.config, results=settings.results, listener=_told)
@@ -96,7 +96,7 @@ def _told(part: str, number: int, of: int, seconds: float) -> None:
     print(f"[{number}/{of}] {part}: {seconds:.0f} s", flush=True)
 
 
-def _parse(experiment: ModuleType, arguments: Sequence[str]) -> Any:
+def parse(experiment: ModuleType, arguments: Sequence[str]) -> Any:
     """Fields of the experiment as flags, beside those that every experiment has."""
     base = experiment.PAPER if "--paper" in arguments else experiment.Config()
     flags = dataclasses.make_dataclass(
