@@ -55,7 +55,12 @@ def page(images: str) -> str:
             headlines = [module.summary(run.numbers).partition("\n")[0] for run in runs]
             rows.append(f"| [{name}](#{name}) | {title} | {_seconds(runs)} | {headlines[0]} |")
             sections += [f"## {name}\n\n{title}.\n", *(_section(name, run, images) for run in runs)]
-    table = ["| experiment | about | seconds | found |", "| --- | --- | --- | --- |", *rows, ""]
+    table = [
+        "| experiment | about | processor time, s | found |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
     return "\n".join([HEAD, *table, *sections])
 
 
@@ -65,15 +70,15 @@ def _section(name: str, run: experiments.Result, images: str) -> str:
     figure = _image(name, run.config)
     shown = f"\n![{name}]({images}/{figure})\n" if (IMAGES / figure).is_file() else ""
     return (
-        f"`jaxbalance experiments run {name}{data}`: {where['seconds']:.0f} s on "
-        f"{where['cores']} cores ({where['device']}, JAX {where['jax']}); "
+        f"`jaxbalance experiments run {name}{data}`: {where['cpu_seconds']:.0f} s of processor "
+        f"time ({where['cores']} cores, {where['device']}, JAX {where['jax']}); "
         f"claim and null: {where['check']}.\n\n"
         f"{experiments.load(name).summary(run.numbers)}\n{shown}"
     )
 
 
 def _seconds(runs: Sequence[experiments.Result]) -> str:
-    return ", ".join(f"{run.provenance['seconds']:.0f}" for run in runs)
+    return ", ".join(f"{run.provenance['cpu_seconds']:.0f}" for run in runs)
 
 
 def _data(config: dict[str, object]) -> str:

@@ -78,11 +78,11 @@ def projected_gradient_attack(
         raise ValueError(f"lowest: got {lowest}, wanted at most highest, {highest}")
     far = jnp.asarray(radius, _check.working_dtype(x))
     size = jnp.asarray(step_size, far.dtype)
-    wide = x.astype(far.dtype)
+    wide, targets = x.astype(far.dtype), jnp.asarray(labels)
     within = partial(_within, wide, radius=far, norm=norm, lowest=lowest, highest=highest)
 
     def climb(_: Any, moved: Array) -> Array:
-        gradient = jax.grad(lambda z: jnp.sum(loss(params, z.astype(x.dtype), labels)))(moved)
+        gradient = jax.grad(lambda z: jnp.sum(loss(params, z.astype(x.dtype), targets)))(moved)
         return within(moved + size * _direction(gradient, norm))
 
     start = within(wide if key is None else wide + far * _inside_ball(key, wide, norm))

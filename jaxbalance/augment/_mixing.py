@@ -28,7 +28,7 @@ def mixup(
     alpha: Scalar = 1.0,
     label_alpha: Scalar | None = None,
     partners: ArrayLike | None = None,
-    active: ArrayLike = True,
+    active: ArrayLike | bool = True,
 ) -> Mixed:
     r"""Mix every example of a batch with another one.
 
@@ -90,7 +90,7 @@ def remix(
     kappa: Scalar = 3.0,
     tau: Scalar = 0.5,
     partners: ArrayLike | None = None,
-    active: ArrayLike = True,
+    active: ArrayLike | bool = True,
 ) -> Mixed:
     r"""Mixup whose labels go to the much rarer class of the two.
 
@@ -226,7 +226,7 @@ def _mixed(
     partners: Array,
     weights: Array,
     label_weights: Array,
-    active: ArrayLike,
+    active: ArrayLike | bool,
 ) -> Mixed:
     on = jnp.asarray(active)
     if on.shape != () or on.dtype != np.dtype(bool):

@@ -105,14 +105,15 @@ def _run(experiment: ModuleType, config: Any, results: pathlib.Path, listener: L
     unfinished = place.with_name(f".{place.name}")
     _storage.prepare_folder(unfinished, option="--results")
     record: dict[str, HostArray] = {}
-    total = 0.0
+    total = np.zeros(2)
     for number, (part, compute) in enumerate(parts.items(), start=1):
         arrays, seconds = _part(unfinished / f"part-{number}.npz", compute)
         record |= {f"{part}/{key}": value for key, value in arrays.items()}
         total += seconds
-        listener(part, number, len(parts), seconds)
+        listener(part, number, len(parts), float(seconds[0]))
     numbers = experiment.measure(record)
-    provenance = {"check": _verdict(experiment, numbers), "seconds": round(total, 1), **_where()}
+    spent = dict(zip(("seconds", "cpu_seconds"), total.round(1).tolist(), strict=True))
+    provenance = {"check": _verdict(experiment, numbers), **spent, **_where()}
     _write(unfinished / "config.json", _to_json(settings))
     _write(unfinished / "numbers.json", _to_json(numbers))
     _write(unfinished / "provenance.json", _to_json(provenance))
@@ -184,17 +185,22 @@ def _digest(experiment: ModuleType, settings: dict[str, Any]) -> str:
 
 def _part(
     kept: pathlib.Path, compute: Callable[[], Mapping[str, Any]]
-) -> tuple[dict[str, HostArray], float]:
+) -> tuple[dict[str, HostArray], HostArray]:
     """Arrays of a part and the seconds it took, found again where that is possible."""
     try:
         arrays = _storage.from_npz(kept)
-        return arrays, float(arrays.pop("seconds of this part"))
+        return arrays, arrays.pop("seconds of this part")
     except (FileNotFoundError, ValueError, KeyError):
-        begun = time.perf_counter()
+        begun = _clocks()
         arrays = {name: np.asarray(value) for name, value in compute().items()}
-        seconds = time.perf_counter() - begun
-    _write(kept, _storage.to_npz({**arrays, "seconds of this part": np.asarray(seconds)}))
+        seconds = _clocks() - begun
+    _write(kept, _storage.to_npz({**arrays, "seconds of this part": seconds}))
     return arrays, seconds
+
+
+def _clocks() -> HostArray:
+    """Seconds on the wall, and of all cores together."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _verdict(experiment: ModuleType, numbers: dict[str, Any]) -> str:
