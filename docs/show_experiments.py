@@ -3,11 +3,13 @@
 jaxbalance experiments run NAME && python docs/show_experiments.py results
 """
 
+import inspect
 import json
 import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from jaxbalance import experiments
 
@@ -54,7 +56,8 @@ def page(images: str) -> str:
             module, title = experiments.load(name), experiments.title(name)
             headlines = [module.summary(run.numbers).partition("\n")[0] for run in runs]
             rows.append(f"| [{name}](#{name}) | {title} | {_seconds(runs)} | {headlines[0]} |")
-            sections += [f"## {name}\n\n{title}.\n", *(_section(name, run, images) for run in runs)]
+            sections += [f"## {name}\n\n{title}.\n\n{_claim(module)}\n"]
+            sections += [_section(name, run, images) for run in runs]
     table = [
         "| experiment | about | processor time, s | found |",
         "| --- | --- | --- | --- |",
@@ -62,6 +65,12 @@ def page(images: str) -> str:
         "",
     ]
     return "\n".join([HEAD, *table, *sections])
+
+
+def _claim(module: ModuleType) -> str:
+    """The docstring without its first line and the command at its end."""
+    paragraphs = (inspect.getdoc(module) or "").split("\n\n")[1:]
+    return "\n\n".join(part for part in paragraphs if not part.startswith("    "))
 
 
 def _section(name: str, run: experiments.Result, images: str) -> str:
