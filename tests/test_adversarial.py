@@ -127,6 +127,24 @@ def test_convolutions_are_attacked_the_same_way():
     np.testing.assert_array_equal(moved[3], images[3])
 
 
+def test_margins_by_hand_and_where_cross_entropy_is_blind():
+    logits = np.random.default_rng(2).normal(size=(16, 3)).astype(np.float32)
+    came = adversarial.logit_margin(logits, LABELS)
+    for row, label, value in zip(logits, LABELS, np.asarray(came), strict=True):
+        wanted = 0 if label < 0 else max(np.delete(row, label)) - row[label]
+        assert value == pytest.approx(wanted, abs=1e-6)
+    broken = jnp.asarray(logits).at[7].set(jnp.nan)
+    slopes = jax.grad(lambda z: adversarial.logit_margin(z, LABELS).sum())(broken)
+    np.testing.assert_array_equal(slopes[7], 0)
+    sure, labels = 1000.0 * WEIGHTS, np.argmax(INPUTS @ WEIGHTS, axis=1)
+    margin = training.example_loss(lambda w, x: x @ w, adversarial.logit_margin)
+    climb = partial(adversarial.projected_gradient_attack, radius=0.3, step_size=0.3, steps=1)
+    assert np.mean(climb(plain, sure, INPUTS, labels) != INPUTS) < 0.5
+    assert np.all(climb(margin, sure, INPUTS, labels) != INPUTS)
+    with pytest.raises(ValueError, match="labels: got"):
+        adversarial.logit_margin(logits, LABELS[:3])
+
+
 def test_training_against_an_attack_of_radius_zero_is_training():
     with_attack = adversarial.adversarial_loss(plain, attack(radius=0.0))
     for loss in (with_attack, plain):

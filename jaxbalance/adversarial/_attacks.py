@@ -39,6 +39,9 @@ def projected_gradient_attack(
     ``steps=1`` with ``step_size=radius`` and no key is the fast gradient (sign) method. A radius of
     0 is the identity. Radius and step size may be traced: changing them compiles nothing.
 
+    Where a network is very sure the gradient of cross entropy rounds to exactly 0, nothing moves
+    and the network looks robust. To measure robustness climb :func:`logit_margin` instead.
+
     Args:
       loss: ``loss(params, inputs, labels) -> [B]``; that of example i may depend on input i alone.
       params: parameters of the model under attack.
@@ -89,6 +92,41 @@ def projected_gradient_attack(
     unroll = _loops.slow_in_loops(climb, 0, start)
     attacked = jax.lax.fori_loop(0, steps, climb, start, unroll=unroll)
     return jax.lax.stop_gradient(attacked.astype(x.dtype))
+
+
+def logit_margin(logits: ArrayLike, labels: ArrayLike) -> Array:
+    r"""How far the best wrong logit is ahead of the right one: what an attack may climb.
+
+    .. math:: \ell = \max_{k \ne y} z_k - z_y
+
+    Positive where the example is misclassified. Unlike that of cross entropy, its gradient does not
+    vanish where the network is sure.
+
+    Args:
+      logits: ``[..., K]``, floating.
+      labels: class ids ``[...]``; −1 (and any id outside ``0 .. K-1``) gives 0, with gradient 0.
+
+    Returns:
+      ``[...]`` in the dtype of ``logits``.
+
+    Raises:
+      ValueError: shapes do not fit each other, or labels are no class ids.
+
+    Source: Carlini and Wagner 2017, arXiv:1608.04644, section V, the objective f6 without its
+    threshold.
+
+    >>> logit_margin(jnp.array([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), jnp.array([0, 2]))
+    Array([-1.,  3.], dtype=float32)
+    """
+    scores = _check.logits(logits)
+    ids = _check.labels(_check.class_ids(labels), scores)
+    num_classes = scores.shape[-1]
+    known = (ids >= 0) & (ids < num_classes)
+    safe = jnp.where(known[..., None], scores, jnp.zeros_like(scores))
+    own = jax.nn.one_hot(ids, num_classes, dtype=bool)
+    right = jnp.sum(jnp.where(own, safe, jnp.zeros_like(safe)), axis=-1)
+    wrong = jnp.max(jnp.where(own, jnp.full_like(safe, -jnp.inf), safe), axis=-1)
+    return jnp.where(known, wrong - right, jnp.zeros_like(right))
 
 
 def robust_confusion_matrix(
