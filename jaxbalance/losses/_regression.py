@@ -255,9 +255,13 @@ def balanced_mse_bni(
 
     Identity: bins that fill the line densely and alike give the gradient of the squared error.
 
+    Beyond the outermost centre the two squares cancel to a line: for a target that lies there the
+    loss has no minimum, and its predictions run away. Let the outermost centres be the extreme
+    targets.
+
     Args:
       predictions: as in :func:`balanced_mse_gai`.
-      targets: as in :func:`balanced_mse_gai`.
+      targets: as in :func:`balanced_mse_gai`, none beyond the outermost centres.
       bin_centers: ``[M]``, in any order.
       bin_counts: training examples ``[M]``, or :func:`smoothed_label_density` of them; an empty bin
         is absent.
