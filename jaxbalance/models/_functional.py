@@ -21,6 +21,9 @@ class Functional(NamedTuple):
     """``evaluate(params, model_state, inputs) -> logits``: evaluation mode, any state."""
     train: Callable[[Params, ArrayTree, Array, Array], tuple[Array, ArrayTree]]
     """``train(params, model_state, key, inputs) -> (logits, model_state)``: training mode."""
+    features: Callable[[Params, Array], Array]
+    """``features(params, inputs)``: what enters ``module.head``, in evaluation mode. The head and
+    its parameters take no part."""
 
 
 def _split(module: Any) -> tuple[Any, Params, ArrayTree]:
@@ -39,12 +42,16 @@ def functional(module: Any) -> Functional:
     Returns:
       A :class:`Functional`. A model without batch statistics and dropout needs only ``params`` and
       ``apply``; the others need ``train``, whose ``key`` seeds every random stream of the module.
+      ``features`` is for modules whose last layer is their ``head``, as here, and raises a
+      ``ValueError`` for one that has none.
 
     >>> import jax
     >>> from jaxbalance.models import MLP
     >>> model = functional(MLP(4, 3, rngs=nnx.Rngs(0)))
     >>> model.apply(model.params, jax.numpy.ones((2, 4))).shape
     (2, 3)
+    >>> model.features(model.params, jax.numpy.ones((2, 4))).shape
+    (2, 128)
     """
     graph, params, state = _split(module)
 
@@ -66,4 +73,17 @@ def functional(module: Any) -> Functional:
         logits = merged(inputs)
         return logits, _split(merged)[2]
 
-    return Functional(params, state, apply, evaluate, train)
+    def features(params: Params, inputs: Array) -> Array:
+        if not hasattr(module, "head"):
+            raise ValueError(f"module: got {type(module).__name__}, which has no attribute head")
+        merged = nnx.merge(graph, params, state, copy=True)
+        merged.eval()
+        merged.head = _as_they_come
+        entering: Array = merged(inputs)
+        return entering
+
+    return Functional(params, state, apply, evaluate, train, features)
+
+
+def _as_they_come(features: Array) -> Array:
+    return features
