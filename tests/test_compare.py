@@ -56,8 +56,8 @@ def table(tmp_path, generator, *, rows=120, rare=12):
 
 def test_one_compilation_per_method_shape(finished):
     _, report = finished
-    shapes = {(m.training.loss, m.training.head, m.training.link) for m in METHODS.values()}
-    assert report.facts["compiled_programs"] == len(shapes) == 9
+    shapes = {_sweep.program(m.training) for m in METHODS.values()}
+    assert report.facts["compiled_programs"] == len(shapes) == 13
 
 
 def test_everything_is_written_and_nothing_else(finished):
@@ -153,15 +153,15 @@ def test_a_csv_from_the_command_line(tmp_path, generator, capsys):
     )
     assert (code, error) == (0, "")
     assert {path.name for path in out.iterdir()} == OUTPUTS
-    for name in ("plain", "class-weights", "calibrated"):
+    for name in ("plain", "class-weights", "calibrated", "F1 cal.", "G cal.", "rarer class"):
         assert name in printed
     assert "\x1b[" not in printed
     model = compare.load_model(out / "model.npz")
     assert model.class_names == ("no", "yes")
 
 
-@pytest.mark.parametrize("model", ["linear", "cnn"])
-def test_other_models(model, tmp_path, generator, capsys):
+@pytest.mark.parametrize(("model", "methods"), [("linear", "ldam-drw,crt"), ("cnn", "smote")])
+def test_other_models(model, methods, tmp_path, generator, capsys):
     images = generator.normal(size=(60, 16, 16)).astype(np.float32)
     labels = np.repeat([0, 1, 2], [30, 20, 10])
     images[labels == 1, :8] += 2
@@ -170,7 +170,7 @@ def test_other_models(model, tmp_path, generator, capsys):
     code, printed, _ = run(
         capsys,
         tmp_path / "images.npz",
-        *("--model", model, "--methods", "ldam-drw", "--out", tmp_path / "out", *SMALL),
+        *("--model", model, "--methods", methods, "--out", tmp_path / "out", *SMALL),
     )
     assert code == 0
     assert model in printed
@@ -207,7 +207,7 @@ def test_real_binary_data(shared_data, tmp_path, capsys):
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
     settings = compare.Settings(
-        methods="focal,logit-adjustment", seeds=2, steps=20, step_sizes=(0.01,), out=tmp_path / "a"
+        methods="focal,gaussian-head", seeds=2, steps=20, step_sizes=(0.01,), out=tmp_path / "a"
     )
     undisturbed = compare.compare(settings)
     heard = []
@@ -223,7 +223,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
     assert {path.name for path in second.out.iterdir()} == {"finished-runs"}
     heard.clear()
     report = compare.compare(second, listener=lambda *news: heard.append(news[0::2]))
-    assert heard[0] == ("plain (finished before)", 1.0)
+    assert heard[0] == ("plain, gaussian-head (finished before)", 1.0)
     assert ("focal", 1.0) in heard
     for name, score in undisturbed.scores.items():
         np.testing.assert_array_equal(score.recall, report.scores[name].recall)
@@ -306,7 +306,7 @@ def test_cross_fitted_validation_does_not_reward_fitting_noise(generator):
     labels = jax.numpy.asarray(generator.integers(0, 4, size=400))
     folds = jax.numpy.asarray(_score._folds(np.asarray(labels)))
     accuracy, _ = _score._validation_score(
-        METHODS["calibrated"].bias, jax.numpy.ones(4), logits, labels, folds
+        METHODS["calibrated"].correction, jax.numpy.ones(4), logits, None, labels, folds
     )
     # Standard error 2.2 points: above 0.35 once in about 400,000 seeds.
     assert float(accuracy) < 0.35

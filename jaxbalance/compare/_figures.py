@@ -84,7 +84,7 @@ def _styles(report: Report, *, trained: bool = False) -> list[tuple[str, str, bo
     remedies = [
         row.method
         for row in report.rows
-        if row.method != BASELINE and not (trained and METHODS[row.method].bias)
+        if row.method != BASELINE and not (trained and METHODS[row.method].afterwards)
     ]
     chosen = remedies[:_SHOWN]
     if report.recommended in remedies[_SHOWN:]:

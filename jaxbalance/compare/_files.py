@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxbalance._storage import from_npz, to_npz, write_atomically
-from jaxbalance.compare._sweep import Budget, Outcome
+from jaxbalance.compare._plan import Budget
+from jaxbalance.compare._sweep import Outcome
 from jaxbalance.compare._task import Task
 
 

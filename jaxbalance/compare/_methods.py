@@ -9,43 +9,51 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxbalance import counts, losses, metrics, posthoc, samplers, transforms, weightings
-from jaxbalance._types import Array, HostArray, PerExampleLoss
+from jaxbalance import counts, losses, samplers, transforms, weightings
+from jaxbalance._types import Array, PerExampleLoss
+from jaxbalance.compare import _augmentations, _corrections, _draws
 from jaxbalance.models import CosineLinear
 
 Arguments = dict[str, Array]
-
-Bias = Callable[[Array, Array, Array], Array]
-"""``(logits, labels, class_counts) -> [K]``: what to add to logits, given held-out ones."""
-
 
 Link = Callable[[Array], optax.GradientTransformationExtraArgs]
 """``class_counts [K] -> link``: the first link of a chain, from class gradients to one."""
 
 
 class Training(NamedTuple):
-    """One way to train. Trainings with the same loss and head share one compiled program."""
+    """One way to train. Those that differ in arguments and draws alone share one program."""
 
     loss: PerExampleLoss
     """Called as ``loss(logits, labels, **arguments)``."""
     arguments: Callable[[Array, bool], Arguments]
     """``(class_counts, late) -> arguments``; ``late`` is True in the last fifth of the steps."""
-    draw: Callable[..., Array]
-    """``draw(key, index, class_counts, batch_size=, steps=) -> [steps, B]``."""
+    draw: _draws.Draw
+    """The rows of every step."""
     head: Callable[..., Any] = nnx.Linear
     """The last layer of the network."""
     link: Link | None = None
     """What comes before Adam and takes gradients of classes; None takes the ordinary gradient."""
+    augmentation: _augmentations.Augmentation = _augmentations.NONE
+    """What happens to every batch; not together with a link."""
+    decoupled: bool = False
+    """Whether the last fifth of the steps trains a new head alone, its schedule from the start."""
 
 
 class Method(NamedTuple):
-    """A training, and what is added to its logits afterwards."""
+    """A training, and what is done with its network afterwards."""
 
     summary: str
     """One line for people."""
     training: Training
-    bias: Bias | None = None
-    """Fitted on held-out examples; None adds nothing."""
+    correction: _corrections.Correction = _corrections.unchanged
+    """Of the logits, fitted on held-out examples."""
+    refit: _corrections.Refit | None = None
+    """What makes a new last layer of features; None keeps the trained one."""
+
+    @property
+    def afterwards(self) -> bool:
+        """Whether it only changes what another training made, and has no curve of its own."""
+        return self.correction is not _corrections.unchanged or self.refit is not None
 
 
 def _weights(
@@ -78,42 +86,6 @@ def _ldam_arguments(class_counts: Array, late: bool) -> Arguments:
     return {"class_counts": class_counts, **weights}
 
 
-def _resampled(targets: Callable[[HostArray], HostArray]) -> Callable[..., Array]:
-    def draw(
-        key: Array, index: samplers.ClassIndex, class_counts: HostArray, **sizes: int
-    ) -> Array:
-        return samplers.resampled_epochs(key, index, target_counts=targets(class_counts), **sizes)
-
-    return draw
-
-
-def _balanced(
-    key: Array,
-    index: samplers.ClassIndex,
-    class_counts: HostArray,
-    *,
-    batch_size: int,
-    steps: int,
-) -> Array:
-    del class_counts
-    return samplers.class_balanced(key, index, batch_size=batch_size, steps=steps)
-
-
-def _prior_bias(logits: Array, labels: Array, class_counts: Array) -> Array:
-    del labels
-    return posthoc.adjust_logits(jnp.zeros_like(logits[0]), class_counts=class_counts)
-
-
-def _calibrated_bias(logits: Array, labels: Array, class_counts: Array) -> Array:
-    del class_counts
-    if logits.shape[-1] > 2:
-        return posthoc.fit_class_bias(logits, labels)
-    threshold = posthoc.fit_threshold(
-        logits[:, 1] - logits[:, 0], labels, metric=metrics.balanced_accuracy, default=0.0
-    )
-    return jnp.stack([threshold, jnp.zeros_like(threshold)])
-
-
 def _normalized(class_counts: Array) -> optax.GradientTransformationExtraArgs:
     del class_counts
     return transforms.normalize_classes()
@@ -132,11 +104,9 @@ def _tail_sharpness(class_counts: Array) -> optax.GradientTransformationExtraArg
     return transforms.imb_sam(tail=class_counts < jnp.mean(class_counts), rho=_RADIUS)
 
 
-_natural = _resampled(lambda sizes: sizes)
-
 _RADIUS = 0.05
 
-_PLAIN = Training(losses.weighted_cross_entropy, _weights(jnp.ones_like), _natural)
+_PLAIN = Training(losses.weighted_cross_entropy, _weights(jnp.ones_like), _draws.natural)
 
 METHODS: dict[str, Method] = {
     "plain": Method("cross entropy on the data as they are", _PLAIN),
@@ -150,11 +120,11 @@ METHODS: dict[str, Method] = {
     ),
     "focal": Method(
         "focal loss, gamma 2, no class weights",
-        Training(losses.softmax_focal_loss, _focal_arguments, _natural),
+        Training(losses.softmax_focal_loss, _focal_arguments, _draws.natural),
     ),
     "logit-adjustment": Method(
         "cross entropy with the log prior added while training, tau 1",
-        Training(losses.logit_adjusted_cross_entropy, _counts(tau=1.0), _natural),
+        Training(losses.logit_adjusted_cross_entropy, _counts(tau=1.0), _draws.natural),
     ),
     "ldam-drw": Method(
         "larger margins for rare classes on a cosine head, class weights in the last fifth",
@@ -162,24 +132,24 @@ METHODS: dict[str, Method] = {
         Training(
             partial(losses.label_distribution_aware_margin_loss, max_margin=15.0, scale=1.0),
             _ldam_arguments,
-            _natural,
+            _draws.natural,
             CosineLinear,
         ),
     ),
     "vector-scaling": Method(
         "logits scaled and shifted by class size while training, gamma 0.3, tau 1",
-        Training(losses.vector_scaling_loss, _counts(tau=1.0, gamma=0.3), _natural),
+        Training(losses.vector_scaling_loss, _counts(tau=1.0, gamma=0.3), _draws.natural),
     ),
     "balanced-sampling": Method(
-        "every class drawn equally often, with replacement", _PLAIN._replace(draw=_balanced)
+        "every class drawn equally often, with replacement", _PLAIN._replace(draw=_draws.balanced)
     ),
     "oversampling": Method(
         "rare classes repeated up to the largest",
-        _PLAIN._replace(draw=_resampled(samplers.oversampled_counts)),
+        _PLAIN._replace(draw=_draws.resampled(samplers.oversampled_counts)),
     ),
     "undersampling": Method(
         "frequent classes cut to the rarest, other members each epoch",
-        _PLAIN._replace(draw=_resampled(samplers.undersampled_counts)),
+        _PLAIN._replace(draw=_draws.resampled(samplers.undersampled_counts)),
     ),
     "pcnsgd": Method(
         "every class's gradient scaled to length one (PCNSGD), then Adam",
@@ -194,11 +164,56 @@ METHODS: dict[str, Method] = {
         "sharpness-aware for classes rarer than the mean, rho 0.05",
         _PLAIN._replace(link=_tail_sharpness),
     ),
-    "post-hoc": Method("plain training, log prior subtracted at prediction", _PLAIN, _prior_bias),
+    "smote": Method(
+        "rare classes grown to the largest by points between neighbours, new ones at every step",
+        _PLAIN._replace(
+            draw=_draws.resampled(samplers.oversampled_counts), augmentation=_augmentations.SMOTE
+        ),
+    ),
+    "mixup": Method(
+        "every example mixed with another, labels alike, alpha 1",
+        _PLAIN._replace(augmentation=_augmentations.MIXUP),
+    ),
+    "remix": Method(
+        "mixup whose labels go to the class three times rarer or more, alpha 1",
+        _PLAIN._replace(augmentation=_augmentations.REMIX),
+    ),
+    "crt": Method(
+        "plain training, then in the last fifth a new head alone on class-balanced rows (cRT)",
+        _PLAIN._replace(draw=_draws.balanced_late, decoupled=True),
+    ),
+    "gaussian-head": Method(
+        "plain training, last layer replaced by the Gaussian discriminant of its features",
+        _PLAIN,
+        refit=_corrections.gaussian_head,
+    ),
+    "post-hoc": Method(
+        "plain training, log prior subtracted at prediction", _PLAIN, _corrections.without_prior
+    ),
     "calibrated": Method(
         "plain training, threshold or class biases fitted on validation data",
         _PLAIN,
-        _calibrated_bias,
+        _corrections.calibrated,
+    ),
+    "tau-norm": Method(
+        "plain training, class vectors over their length to a power chosen on validation, no bias",
+        _PLAIN,
+        _corrections.tau_normalized,
+    ),
+    "bias-correction": Method(
+        "plain training, one factor and bias for the rarer classes fitted on validation (BiC)",
+        _PLAIN,
+        _corrections.bias_corrected,
+    ),
+    "learned-scaling": Method(
+        "plain training, a factor per class fitted on validation with balanced weights (LWS)",
+        _PLAIN,
+        _corrections.rescaled,
+    ),
+    "label-shift": Method(
+        "plain training, moved to class shares estimated from the test inputs, not their labels",
+        _PLAIN,
+        _corrections.shifted,
     ),
 }
 

@@ -2,19 +2,19 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbalance import data
+from jaxbalance import data, posthoc
 from jaxbalance._storage import from_npz, to_npz, write_atomically
-from jaxbalance._types import Array, ArrayLike
+from jaxbalance._types import Array, ArrayLike, HostArray
 from jaxbalance.compare._methods import METHODS
+from jaxbalance.compare._plan import Budget, model_builder
 from jaxbalance.compare._score import Score
-from jaxbalance.compare._sweep import Budget, model_builder
 from jaxbalance.compare._task import Task
 
 
@@ -39,10 +39,8 @@ def save_model(path: pathlib.Path, task: Task, budget: Budget, method: str, scor
     }
     leaves = {f"params/{i:04d}": np.asarray(p) for i, p in enumerate(jax.tree.leaves(score.params))}
     fixed = {f"standardizer/{name}": value for name, value in standardizer._asdict().items()}
-    write_atomically(
-        path,
-        to_npz({"about": np.asarray(json.dumps(about)), "bias": score.bias, **fixed, **leaves}),
-    )
+    described = {"about": np.asarray(json.dumps(about)), **score.scaling._asdict()}
+    write_atomically(path, to_npz({**described, **fixed, **leaves}))
 
 
 def load_model(path: str | pathlib.Path) -> Predictor:
@@ -72,11 +70,18 @@ def load_model(path: str | pathlib.Path) -> Predictor:
     params = jax.tree.unflatten(jax.tree.structure(model.params), map(jnp.asarray, leaves))
     fields = {name: arrays[f"standardizer/{name}"] for name in data.Standardizer._fields}
     standardizer = data.Standardizer(**fields)
-    bias = jnp.asarray(arrays["bias"])
+    scaling = _scaling(arrays)
 
     @jax.jit
     def logits(inputs: ArrayLike) -> Array:
         scores = model.apply(params, data.standardize(standardizer, jnp.asarray(inputs)))
-        return scores + jnp.broadcast_to(bias, scores.shape)
+        return posthoc.scale_logits(scores, **scaling._asdict())
 
     return Predictor(logits, names, method)
+
+
+def _scaling(arrays: Mapping[str, HostArray]) -> posthoc.LogitScaling:
+    if "bias" in arrays:  # A file from before there were factors.
+        return posthoc.LogitScaling(jnp.ones_like(arrays["bias"]), jnp.asarray(arrays["bias"]))
+    fields = posthoc.LogitScaling._fields
+    return posthoc.LogitScaling(*(jnp.asarray(arrays[name]) for name in fields))

@@ -12,7 +12,8 @@ import numpy as np
 import jaxbalance
 from jaxbalance._types import HostArray
 from jaxbalance.compare._methods import METHODS
-from jaxbalance.compare._score import METRICS, Score
+from jaxbalance.compare._plan import Budget
+from jaxbalance.compare._score import Score
 from jaxbalance.compare._statistics import (
     LEVEL,
     Estimate,
@@ -20,7 +21,6 @@ from jaxbalance.compare._statistics import (
     estimates,
     holm,
 )
-from jaxbalance.compare._sweep import Budget
 from jaxbalance.compare._task import TEST_FRACTION, Task
 
 BASELINE = "plain"
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     corrected_p_value: float | None
     """Of the difference being zero, corrected for the number of methods."""
     means: dict[str, float]
-    """Mean over seeds of every metric; NaN where a metric is not defined."""
+    """Mean over seeds of every metric the problem has; NaN where it is not defined."""
     step_sizes: list[float]
     """The step size validation chose, for each seed."""
     seconds: float
@@ -82,7 +82,7 @@ def build_report(
             balanced_accuracy=levels[name],
             difference=differences.get(name),
             corrected_p_value=p_values.get(name),
-            means={metric: float(np.mean(scores[name].values[metric])) for metric in METRICS},
+            means={metric: float(np.mean(v)) for metric, v in scores[name].values.items()},
             step_sizes=[budget.step_sizes[i] for i in scores[name].chosen],
             seconds=seconds[name],
         )
@@ -94,8 +94,8 @@ def build_report(
         rows=rows,
         recommended=recommended,
         verdict=_verdict(rows, recommended),
-        notes=[*task.notes, *_run_notes(scores, len(budget.step_sizes))],
-        facts={**facts, **_provenance()},
+        notes=[*task.notes, *run_notes(scores, len(budget.step_sizes))],
+        facts={**facts, **provenance()},
         scores=dict(scores),
     )
 
@@ -175,7 +175,8 @@ def _gains(rows: list[Row]) -> str:
     )
 
 
-def _run_notes(scores: Mapping[str, Score], rates: int) -> list[str]:
+def run_notes(scores: Mapping[str, Any], rates: int) -> list[str]:
+    """Which methods had runs that diverged."""
     return [
         f"{name}: {score.diverged} of {rates * len(score.chosen)} runs diverged; such a run is "
         "chosen only if every step size of its seed diverged"
@@ -184,7 +185,8 @@ def _run_notes(scores: Mapping[str, Score], rates: int) -> list[str]:
     ]
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """When, with what and on what a report was made."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "jaxbalance": jaxbalance.__version__,
@@ -221,14 +223,15 @@ def to_json(report: Report) -> str:
         ],
         "per_seed": scores,
     }
-    return json.dumps(_without_nan(content), indent=1) + "\n"
+    return json.dumps(without_nan(content), indent=1) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A report as JSON can have it: numbers of seven digits, null for what is not finite."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float | np.floating):
-        return round(float(value), 6) if np.isfinite(value) else None
+        return float(f"{value:.7g}") if np.isfinite(value) else None
     return value

@@ -4,8 +4,8 @@ import dataclasses
 import difflib
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import tyro
@@ -14,13 +14,17 @@ import jaxbalance
 from jaxbalance import _storage, data
 from jaxbalance._check import InputError
 from jaxbalance.compare import _figures, _files
-from jaxbalance.compare._methods import METHODS, Method, Training, split_arguments
+from jaxbalance.compare._draws import SEGMENTS
+from jaxbalance.compare._methods import METHODS, Method, split_arguments
 from jaxbalance.compare._model import save_model
+from jaxbalance.compare._plan import Budget, task_builder
 from jaxbalance.compare._report import BASELINE, Report, build_report, to_json
 from jaxbalance.compare._score import Score, score
-from jaxbalance.compare._sweep import SEGMENTS, Budget, Outcome, task_builder, train_group
+from jaxbalance.compare._sweep import Outcome, Wanted, program, train_group
 from jaxbalance.compare._table import markdown
 from jaxbalance.compare._task import Task, make_task
+
+AnyMethod = TypeVar("AnyMethod")
 
 Listener = Callable[[str, int, float], None]
 """``listener(what, runs, fraction)``: called as runs go on, and with fraction 1 at their end."""
@@ -34,6 +38,11 @@ class Settings:
     """digits (embedded), a .csv, .tsv or .npz file, a folder, or tfds:NAME."""
     target: str | None = None
     """Column (csv) or key (npz) that holds the labels."""
+    task: Literal["classification", "regression"] = "classification"
+    """regression predicts numbers and balances errors over bins of them."""
+    bins: int | None = None
+    """Equally wide bins of a regression target. Left out: one for each whole number where all
+    targets are whole and at most 50 apart, else 20."""
     profile: str | None = None
     """Thin the classes: exponential:RATIO, step:RATIO, linear:RATIO, zipf:EXPONENT, or natural.
     Left out: exponential:50 for digits, natural for everything else."""
@@ -77,23 +86,27 @@ def compare(
       ValueError: a mistake in the settings or the data, in one line.
     """
     begun = time.perf_counter()
-    methods = _methods(settings.methods)
-    _check_numbers(settings)
+    if settings.task != "classification":
+        raise InputError("task: got regression, wanted classification; call compare_regression")
+    if settings.bins is not None:
+        raise InputError("--bins cuts a number into bins; without --task regression leave it out")
+    methods = choose_methods(settings.methods, METHODS)
+    check_numbers(settings)
     profile = settings.profile or ("exponential:50" if settings.data == "digits" else "natural")
     dataset = dataset or data.load(settings.data, target=settings.target)
     task = make_task(dataset, profile=profile, seeds=settings.seeds)
-    budget = _budget(settings, task)
+    budget = make_budget(settings, task)
     _storage.prepare_folder(settings.out, option="--out")
-    groups = _groups(methods, task)
+    groups = method_groups(methods, task)
     scores: dict[str, Score] = {}
     seconds: dict[str, float] = {}
     compilations = 0
-    for trainings in groups:
-        outcomes, spent, compiled = _train(settings.out, task, budget, trainings, listener)
+    for group in groups:
+        outcomes, spent, compiled = _train(settings.out, task, budget, group, listener)
         compilations += compiled
         for name, method in methods.items():
-            if (owner := trainings.get(method.training)) is not None:
-                scores[name] = score(task, method, outcomes[owner])
+            if (wanted := wanted_of(method)) in group:
+                scores[name] = score(task, method, outcomes[group.index(wanted)])
                 seconds[name] = spent
     ordered = {name: scores[name] for name in methods}
     facts = {
@@ -106,23 +119,23 @@ def compare(
     return report
 
 
-def _methods(text: str) -> dict[str, Method]:
+def choose_methods(text: str, known: Mapping[str, AnyMethod]) -> dict[str, AnyMethod]:
+    """The methods that ``--methods`` names, the baseline first."""
     if text.strip() == "all":
-        return dict(METHODS)
-    chosen = {BASELINE: METHODS[BASELINE]}
+        return dict(known)
+    chosen = {BASELINE: known[BASELINE]}
     for name in filter(None, (part.strip() for part in text.split(","))):
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
-            hint = (
-                f"did you mean {' or '.join(close)}?" if close else f"wanted {', '.join(METHODS)}"
-            )
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"wanted {', '.join(known)}"
             raise InputError(f"unknown method {name!r}; {hint}")
-        chosen[name] = METHODS[name]
+        chosen[name] = known[name]
     return chosen
 
 
-def _check_numbers(settings: Settings) -> None:
-    for name in ("seeds", "steps", "batch_size"):
+def check_numbers(settings: Settings) -> None:
+    """Refuse settings that are no sizes."""
+    for name in ("seeds", "steps", "batch_size", "bins"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')}: got {value}, wanted at least 1")
@@ -130,7 +143,8 @@ def _check_numbers(settings: Settings) -> None:
         raise InputError(f"--step-sizes: got {settings.step_sizes}, wanted positive numbers")
 
 
-def _budget(settings: Settings, task: Task) -> Budget:
+def make_budget(settings: Settings, task: Task) -> Budget:
+    """The budget that the settings say, or that suits the data where they say nothing."""
     size = task.train.shape[1]
     batch_size = settings.batch_size or (64 if size < 4000 else 128)
     steps = settings.steps or min(max(30 * size // batch_size, 300), 2000)
@@ -144,43 +158,43 @@ def _budget(settings: Settings, task: Task) -> Budget:
     return Budget(-(-steps // SEGMENTS) * SEGMENTS, batch_size, settings.step_sizes, model)
 
 
-def _groups(methods: Mapping[str, Method], task: Task) -> list[dict[Training, int]]:
-    """Distinct trainings, grouped by what makes one compiled program serve several of them."""
-    groups: dict[Any, dict[Training, int]] = {}
-    for method in methods.values():
-        training = method.training
+def wanted_of(method: Method) -> Wanted:
+    """The training that a method needs, and the new last layer."""
+    return method.training, method.refit
+
+
+def method_groups(methods: Mapping[str, Method], task: Task) -> list[list[Wanted]]:
+    """What is to be trained, grouped by what makes one compiled program serve several trainings."""
+    groups: dict[Any, list[Wanted]] = {}
+    for wanted in dict.fromkeys(map(wanted_of, methods.values())):
+        training = wanted[0]
         arguments = jax.eval_shape(lambda c, t=training: split_arguments(t, c), task.class_counts)
-        key = (training.loss, training.head, training.link, tuple(sorted(arguments)))
-        members = groups.setdefault(key, {})
-        members.setdefault(training, len(members))
+        groups.setdefault((program(training), tuple(sorted(arguments))), []).append(wanted)
     return list(groups.values())
 
 
 def _train(
-    out: pathlib.Path,
-    task: Task,
-    budget: Budget,
-    trainings: Mapping[Training, int],
-    listener: Listener,
+    out: pathlib.Path, task: Task, budget: Budget, group: Sequence[Wanted], listener: Listener
 ) -> tuple[list[Outcome], float, int]:
     """Outcomes of a group, seconds per training, and how many programs were compiled for it."""
-    names = [next(n for n, m in METHODS.items() if m.training == t) for t in trainings]
+    names = [next(n for n, m in METHODS.items() if wanted_of(m) == wanted) for wanted in group]
     label = ", ".join(names)
-    runs = len(trainings) * len(task.train) * len(budget.step_sizes)
+    trainings = len({training for training, _ in group})
+    runs = trainings * len(task.train) * len(budget.step_sizes)
     digest = _files.digest(task, budget, names, jaxbalance.__version__)
     kept = out / "finished-runs" / f"{digest}.npz"
-    model = task_builder(task, budget, next(iter(trainings)))(jax.random.key(0))
-    found = _files.load_outcomes(kept, model.params, len(trainings))
+    model = task_builder(task, budget, group[0][0])(jax.random.key(0))
+    found = _files.load_outcomes(kept, model.params, len(group))
     if found is not None:
         listener(f"{label} (finished before)", runs, 1.0)
         return found, 0.0, 0
     begun = time.perf_counter()
     outcomes, compiled = train_group(
-        task, budget, list(trainings), lambda fraction: listener(label, runs, fraction)
+        task, budget, group, lambda fraction: listener(label, runs, fraction)
     )
     kept.parent.mkdir(exist_ok=True)
     _files.save_outcomes(kept, outcomes)
-    return outcomes, (time.perf_counter() - begun) / len(trainings), compiled
+    return outcomes, (time.perf_counter() - begun) / trainings, compiled
 
 
 def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict[str, Any]:

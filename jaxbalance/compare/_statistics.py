@@ -124,21 +124,24 @@ def _inverse_trigamma(value: float) -> float:
     return float(optimize.brentq(lambda y: special.polygamma(1, y) - value, 1e-8, 1e8))
 
 
-def balanced_variance(scores: HostArray, labels: HostArray, num_classes: int) -> float:
+def balanced_variance(
+    scores: HostArray, labels: HostArray, num_classes: int, *, lone_variance: float = 0.25
+) -> float:
     r"""Variance, from sampling test examples within classes, of a mean over classes of class means.
 
     .. math:: v = \frac{1}{K'^2} \sum_k \frac{s_k^2}{m_k}
 
     over the K' classes with m_k > 0 test examples. A class with one example shows no spread of its
-    own and is given that of a fair coin, 1/4.
+    own and is given ``lone_variance``, if nothing else that of a fair coin.
 
     Args:
       scores: one number per test example ``[m]``, such as "was right" or a difference of two.
       labels: class ids ``[m]``.
       num_classes: K.
+      lone_variance: s² of a class with one example.
 
     Returns:
-      v, for :func:`estimate`.
+      v, for :func:`estimates`.
 
     >>> balanced_variance(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1]), 2)
     0.0625
@@ -147,7 +150,7 @@ def balanced_variance(scores: HostArray, labels: HostArray, num_classes: int) ->
     for k in range(num_classes):
         members = scores[labels == k]
         if len(members) == 1:
-            parts.append(0.25)
+            parts.append(lone_variance)
         elif len(members) > 1:
             parts.append(float(np.var(members, ddof=1)) / len(members))
     return sum(parts) / len(parts) ** 2

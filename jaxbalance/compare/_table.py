@@ -16,6 +16,8 @@ class _Column(NamedTuple):
     cell: Callable[[Row], str]
     narrow: bool
     """Whether it is shown in a terminal of 80 columns."""
+    classes: Callable[[bool], bool] = lambda two: True
+    """Of whether there are two classes: whether it is shown at all."""
 
 
 def _percent(value: float) -> str:
@@ -43,9 +45,12 @@ _COLUMNS = (
         True,
     ),
     _Column("vs plain", _difference, True),
-    _Column("macro F1", _mean("macro_f1"), True),
+    _Column("macro F1", _mean("macro_f1"), True, lambda two: not two),
+    _Column("F1", _mean("rare_f1"), True, lambda two: two),
+    _Column("F1 cal.", _mean("rare_f1_calibrated"), False, lambda two: two),
     _Column("worst", _mean("worst_class_recall"), True),
     _Column("G-mean", _mean("geometric_mean"), True),
+    _Column("G cal.", _mean("geometric_mean_calibrated"), False, lambda two: two),
     _Column("AUROC", _mean("auroc"), False),
     _Column("AP", _mean("average_precision"), False),
     _Column("ECE", _mean("expected_calibration_error"), False),
@@ -59,11 +64,26 @@ LEGEND = (
     "worst: recall of the worst class. Step sizes were chosen on validation data."
 )
 
+_LEGEND_OF_TWO = (
+    "F1 and AP: of the rarer class. F1 cal., G cal.: F1 and G-mean, each at the threshold that "
+    "makes it best on validation data."
+)
+
+
+def _columns(report: Report) -> list[_Column]:
+    return [column for column in _COLUMNS if column.classes(_has_two_classes(report))]
+
+
+def _has_two_classes(report: Report) -> bool:
+    return report.facts["data"]["classes"] == 2
+
 
 def terminal_table(report: Report, *, width: int) -> Table:
     """The table for a terminal ``width`` columns wide; the least needed columns go first."""
-    columns = [column for column in _COLUMNS if column.narrow or width >= 100]
+    columns = [column for column in _columns(report) if column.narrow or width >= 100]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    if _has_two_classes(report):
+        table.caption, table.caption_justify = _LEGEND_OF_TWO, "left"
     for column in columns:
         left = column.title == "method"
         table.add_column(column.title, justify="left" if left else "right", no_wrap=True)
@@ -75,17 +95,18 @@ def terminal_table(report: Report, *, width: int) -> Table:
 
 def markdown(report: Report) -> str:
     """The report as a Markdown page."""
-    facts = report.facts
+    facts, columns = report.facts, _columns(report)
+    legend = f"{LEGEND} {_LEGEND_OF_TWO}" if _has_two_classes(report) else LEGEND
     lines = [
         f"# What helps on {facts['data']['name']}",
         "",
         *(f"- {line}" for line in report.verdict),
         "",
-        _markdown_row([column.title for column in _COLUMNS]),
-        _markdown_row(["---", *["---:"] * (len(_COLUMNS) - 1)]),
-        *(_markdown_row([column.cell(row) for column in _COLUMNS]) for row in report.rows),
+        _markdown_row([column.title for column in columns]),
+        _markdown_row(["---", *["---:"] * (len(columns) - 1)]),
+        *(_markdown_row([column.cell(row) for column in columns]) for row in report.rows),
         "",
-        LEGEND,
+        legend,
         "",
         "![Recall of each class](recall_by_class.png)",
         "",

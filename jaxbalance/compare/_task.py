@@ -42,6 +42,8 @@ class Task(NamedTuple):
     """Rows of the training part by class, with a leading axis of seeds."""
     standardizer: data.Standardizer
     """Training statistics, with a leading axis of seeds."""
+    shape: tuple[int, ...]
+    """That of an example, without columns that were added to fill it up."""
     notes: tuple[str, ...]
     """What a reader should know about the data: rare classes, what was done about them."""
 
@@ -112,6 +114,7 @@ def make_task(dataset: data.Dataset, *, profile: str, seeds: int) -> Task:
         test=test,
         class_index=jax.tree.map(lambda *leaves: jnp.stack(leaves), *indices),
         standardizer=jax.tree.map(lambda *leaves: np.stack(leaves), *standardizers),
+        shape=dataset.inputs.shape[1:],
         notes=_notes(dataset, train[0], validation[0], test[0]),
     )
 

@@ -19,4 +19,7 @@ from jaxbalance.data._splits import stratified_split as stratified_split
 from jaxbalance.data._standardize import Standardizer as Standardizer
 from jaxbalance.data._standardize import fit_standardizer as fit_standardizer
 from jaxbalance.data._standardize import standardize as standardize
+from jaxbalance.data._targets import TargetDataset as TargetDataset
+from jaxbalance.data._targets import from_target_arrays as from_target_arrays
+from jaxbalance.data._targets import load_targets as load_targets
 from jaxbalance.data._tfds import read_tfds as read_tfds

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxbalance._check import InputError
 from jaxbalance.data import _columns, _paths, _wording
-from jaxbalance.data._dataset import Dataset, from_arrays
+from jaxbalance.data._dataset import Dataset, Parts, from_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,11 @@ def read_csv(path: str | os.PathLike[str], *, target: str | None = None) -> Data
     ('size', 'colour=blue', 'colour=red')
     >>> file.close()
     """
+    return from_arrays(**table_parts(path, target)._asdict())
+
+
+def table_parts(path: str | os.PathLike[str], target: str | None) -> Parts:
+    """The columns of a table and, apart from them, its target column."""
     file = _paths.existing(path)
     frame = _frame(file)
     names = [str(name) for name in frame.columns]
@@ -56,11 +61,13 @@ def read_csv(path: str | os.PathLike[str], *, target: str | None = None) -> Data
         )
     columns = [_column(file, name, frame[name]) for name in names if name != label]
     table = _columns.joined(str(file), columns)
-    return from_arrays(
-        table.values,
-        frame[label].to_numpy(),
+    return Parts(
+        inputs=table.values,
+        labels=frame[label].to_numpy(),
         name=_paths.stem(file),
+        class_names=None,
         feature_names=table.names,
+        test_indices=None,
     )
 
 
@@ -105,8 +112,8 @@ def _label_column(file: Path, names: list[str], target: str | None) -> str:
         return usual[0]
     problem = f"{len(usual)} columns" if usual else "no column"
     raise InputError(
-        f"{file}: {problem} called {', '.join(_TARGET_NAMES[:-1])} or y; say which one holds the "
-        f"classes with --target NAME; the columns are {_wording.listed(names)}{_header_hint(names)}"
+        f"{file}: {problem} called {', '.join(_TARGET_NAMES[:-1])} or y; say which column to "
+        f"predict with --target NAME; the columns are {_wording.listed(names)}{_header_hint(names)}"
     )
 
 

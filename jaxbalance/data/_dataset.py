@@ -35,6 +35,17 @@ class Dataset(NamedTuple):
     test_indices: HostArray | None
 
 
+class Parts(NamedTuple):
+    """What a reader found in a file, not yet checked, as :func:`from_arrays` takes it."""
+
+    inputs: HostArray
+    labels: HostArray
+    name: str
+    class_names: Sequence[str] | None
+    feature_names: Sequence[str] | None
+    test_indices: HostArray | None
+
+
 def is_images(dataset: Dataset) -> bool:
     """Whether the inputs are images ``[N, H, W, C]`` rather than a table ``[N, F]``.
 
@@ -82,7 +93,7 @@ def from_arrays(
     >>> data.labels, data.class_names, data.feature_names
     (array([1, 0, 1], dtype=int32), ('no', 'yes'), ('x0',))
     """
-    array = _inputs(name, inputs)
+    array = checked_inputs(name, inputs)
     values = _label_values(name, labels)
     if len(values) != len(array):
         raise InputError(
@@ -99,13 +110,14 @@ def from_arrays(
         inputs=array,
         labels=ids.astype(np.int32),
         class_names=names,
-        feature_names=_feature_names(name, array, feature_names),
+        feature_names=checked_feature_names(name, array, feature_names),
         name=name,
-        test_indices=_test_indices(name, len(array), test_indices),
+        test_indices=checked_test_rows(name, len(array), test_indices),
     )
 
 
-def _inputs(name: str, value: ArrayLike) -> HostArray:
+def checked_inputs(name: str, value: ArrayLike) -> HostArray:
+    """Inputs as a :class:`Dataset` holds them."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise InputError(
@@ -131,7 +143,10 @@ def _inputs(name: str, value: ArrayLike) -> HostArray:
     return array[..., None] if array.ndim == 3 else array
 
 
-def _feature_names(name: str, array: HostArray, given: Sequence[str] | None) -> tuple[str, ...]:
+def checked_feature_names(
+    name: str, array: HostArray, given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """One name for each column of a table, none for images; refuses columns of no use."""
     if array.ndim == 4:
         if given is not None and len(given) > 0:
             raise InputError(
@@ -236,7 +251,8 @@ def _class_names(name: str, present: HostArray, given: Sequence[str] | None) -> 
     return tuple(map(str, given))
 
 
-def _test_indices(name: str, rows: int, given: ArrayLike | None) -> HostArray | None:
+def checked_test_rows(name: str, rows: int, given: ArrayLike | None) -> HostArray | None:
+    """Rows of the official test split; None where there is none."""
     indices = np.asarray([] if given is None else given)
     if indices.size == 0:
         return None

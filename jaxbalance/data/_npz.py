@@ -12,7 +12,7 @@ import numpy as np
 from jaxbalance._check import InputError
 from jaxbalance._types import HostArray
 from jaxbalance.data import _columns, _paths, _wording
-from jaxbalance.data._dataset import Dataset, from_arrays
+from jaxbalance.data._dataset import Dataset, Parts, from_arrays
 
 _PAIRS = (("X", "y"), ("inputs", "labels"))
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
@@ -52,6 +52,11 @@ def read_npz(path: str | os.PathLike[str], *, target: str | None = None) -> Data
     ('5', '7')
     >>> file.close()
     """
+    return from_arrays(**archive_parts(path, target)._asdict())
+
+
+def archive_parts(path: str | os.PathLike[str], target: str | None) -> Parts:
+    """What an archive holds, its categorical columns as columns of levels."""
     file = _paths.existing(path)
     name = _paths.stem(file)
     if not zipfile.is_zipfile(file):
@@ -61,9 +66,9 @@ def read_npz(path: str | os.PathLike[str], *, target: str | None = None) -> Data
     names: Sequence[str] | None = _texts(arrays.get("feature_names"))
     if "is_categorical" in arrays and np.any(arrays["is_categorical"]):
         inputs, names = _expanded(name, arrays, names)
-    return from_arrays(
-        inputs,
-        labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels,
+    return Parts(
+        inputs=inputs,
+        labels=labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels,
         name=name,
         class_names=_texts(arrays.get("class_names")) if target is None else None,
         feature_names=names,
