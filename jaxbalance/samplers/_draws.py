@@ -67,7 +67,7 @@ def _shuffled(
     return jnp.where(place < size, rows, jnp.full_like(rows, -1))
 
 
-def _stream(step: Array, batch_size: int, epoch_length: int) -> tuple[Array, Array]:
+def _stream(step: Array, batch_size: int, epoch_length: int | Array) -> tuple[Array, Array]:
     """Epoch and place ``[steps, B]`` of every element of the given steps."""
     start_epoch, start_place = times_divmod(step, batch_size, epoch_length)
     place = start_place[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
@@ -275,17 +275,17 @@ def resampled_epochs(
             "one per class, not all zero"
         )
     ends = jnp.asarray(np.cumsum(targets), jnp.int32)
-    return _resampled(key, index, ends, row_steps(start, steps), batch_size, int(targets.sum()))
+    return _resampled(key, index, ends, row_steps(start, steps), batch_size)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _resampled(
-    key: Array, index: ClassIndex, ends: Array, steps: Array, batch_size: int, length: int
-) -> Array:
+@partial(jax.jit, static_argnums=4)
+def _resampled(key: Array, index: ClassIndex, ends: Array, steps: Array, batch_size: int) -> Array:
+    # Targets are data: other targets, or another data set of the same size, compile nothing.
+    length = ends[-1]
     order_key, member_key = jax.random.split(key)
     epoch, place = _stream(steps, batch_size, length)
     words = word(order_key) + epoch.astype(jnp.uint32)
-    slot = permute(words, place, jnp.full_like(place, length))
+    slot = permute(words, place, jnp.broadcast_to(length, place.shape))
     classes = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
     wanted = (ends - starts)[classes]
