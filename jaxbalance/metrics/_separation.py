@@ -46,8 +46,9 @@ def fisher_discriminant_ratio(
     J1; of long-tailed features, Hasegawa and Sato 2023, arXiv:2305.16573.
 
     >>> features = jnp.array([[0.0], [2.0], [-1.0], [-3.0], [9.0]])
-    >>> fisher_discriminant_ratio(features, jnp.array([0, 0, 1, 1, -1]), num_classes=2)
-    Array(2.25, dtype=float32)
+    >>> ratio = fisher_discriminant_ratio(features, jnp.array([0, 0, 1, 1, -1]), num_classes=2)
+    >>> f"{ratio:.3f}"
+    '2.250'
     """
     _check.positive_integer(num_classes=num_classes)
     _check.at_least(0.0, ridge=ridge)
