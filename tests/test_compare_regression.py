@@ -9,6 +9,7 @@ from scipy import stats
 
 from jaxbalance import cli, compare, data
 from jaxbalance.compare import (
+    _files,
     _regression_files,
     _regression_report,
     _regression_run,
@@ -245,7 +246,7 @@ def test_a_damaged_finished_group_is_trained_again(tmp_path):
     path.write_bytes(b"PK\x03\x04 not a zip file")
     assert _regression_files.load_regressions(path, {"w": 0}, 1) is None
     outcome = _regression_sweep.RegressionOutcome(np.zeros(2), np.ones(2), {"w": np.ones(3)})
-    _regression_files.save_regressions(path, [outcome])
+    _files.save_outcomes(path, [outcome])
     assert _regression_files.load_regressions(path, {"w": 0}, 2) is None
     (back,) = _regression_files.load_regressions(path, {"w": 0}, 1)
     np.testing.assert_array_equal(back.params["w"], np.ones(3))

@@ -145,13 +145,13 @@ def _figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     size = settings.pop("figsize")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         return figure, figure.subplots(rows, columns, **settings)
 
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

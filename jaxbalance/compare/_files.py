@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ from jaxbalance._storage import from_npz, to_npz, write_atomically
 from jaxbalance.compare._plan import Budget
 from jaxbalance.compare._sweep import Outcome
 from jaxbalance.compare._task import Task
+
+Tree = TypeVar("Tree")
 
 
 def digest(task: Task, budget: Budget, methods: Sequence[str], version: str) -> str:
@@ -23,7 +25,7 @@ def digest(task: Task, budget: Budget, methods: Sequence[str], version: str) -> 
     return content.hexdigest()[:16]
 
 
-def save_outcomes(path: pathlib.Path, outcomes: Sequence[Outcome]) -> None:
+def save_outcomes(path: pathlib.Path, outcomes: Sequence[Any]) -> None:
     """Keep the runs of a finished group."""
     leaves = jax.tree.leaves(list(outcomes))
     arrays = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
@@ -39,14 +41,17 @@ def load_outcomes(path: pathlib.Path, like: Any, number: int) -> list[Outcome] |
       number: how many outcomes to expect.
     """
     nothing = np.zeros(0)
-    empty = Outcome(nothing, nothing, nothing, like)
-    structure = jax.tree.structure([empty] * number)
+    return load_like(path, [Outcome(nothing, nothing, nothing, like)] * number)
+
+
+def load_like(path: pathlib.Path, like: Tree) -> Tree | None:
+    """Read the leaves of a tree into the structure of ``like``; None if they are not as many."""
     try:
         stored = from_npz(path)
     except (OSError, ValueError):
         return None
     leaves = [stored[name] for name in sorted(stored)]
-    if len(leaves) != len(jax.tree.leaves([empty] * number)):
+    if len(leaves) != len(jax.tree.leaves(like)):
         return None
-    outcomes: list[Outcome] = jax.tree.unflatten(structure, leaves)
-    return outcomes
+    tree: Tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return tree

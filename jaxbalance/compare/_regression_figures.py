@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxbalance._types import HostArray
+from jaxbalance.compare._figures import STYLE
 from jaxbalance.compare._regression_report import RegressionReport
 from jaxbalance.compare._regression_task import RegressionTask
 from jaxbalance.compare._report import BASELINE
@@ -14,16 +15,6 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _PLAIN = "#222222"
 _REST = "#C8C8C8"
 _SHOWN = 3
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#ECEFF1",
-}
 
 
 def error_by_target(task: RegressionTask, report: RegressionReport) -> bytes:
@@ -32,7 +23,7 @@ def error_by_target(task: RegressionTask, report: RegressionReport) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(8.0, 5.4), layout="constrained")
         FigureCanvasAgg(figure)
         bars, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.6))

@@ -5,10 +5,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxbalance._storage import from_npz, to_npz, write_atomically
+from jaxbalance.compare._files import load_like
 from jaxbalance.compare._plan import Budget
 from jaxbalance.compare._regression_sweep import RegressionOutcome
 from jaxbalance.compare._regression_task import RegressionTask
@@ -24,15 +23,8 @@ def digest(task: RegressionTask, budget: Budget, methods: Sequence[str], version
     return content.hexdigest()[:16]
 
 
-def save_regressions(path: pathlib.Path, outcomes: Sequence[RegressionOutcome]) -> None:
-    """Keep the runs of a finished group."""
-    leaves = jax.tree.leaves(list(outcomes))
-    arrays = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    write_atomically(path, to_npz(arrays))
-
-
 def load_regressions(path: pathlib.Path, like: Any, number: int) -> list[RegressionOutcome] | None:
-    """Read back what :func:`save_regressions` kept; None where there is nothing usable.
+    """Read back what :func:`save_outcomes` kept; None where there is nothing usable.
 
     Args:
       path: the file.
@@ -40,13 +32,4 @@ def load_regressions(path: pathlib.Path, like: Any, number: int) -> list[Regress
       number: how many outcomes to expect.
     """
     nothing = np.zeros(0)
-    empty = [RegressionOutcome(nothing, nothing, like)] * number
-    try:
-        stored = from_npz(path)
-    except (OSError, ValueError):
-        return None
-    leaves = [stored[name] for name in sorted(stored)]
-    if len(leaves) != len(jax.tree.leaves(empty)):
-        return None
-    outcomes: list[RegressionOutcome] = jax.tree.unflatten(jax.tree.structure(empty), leaves)
-    return outcomes
+    return load_like(path, [RegressionOutcome(nothing, nothing, like)] * number)

@@ -10,7 +10,7 @@ import numpy as np
 import jaxbalance
 from jaxbalance import _storage, data
 from jaxbalance._check import InputError
-from jaxbalance.compare import _figures, _regression_files
+from jaxbalance.compare import _figures, _files, _regression_files
 from jaxbalance.compare._plan import Budget
 from jaxbalance.compare._regression_figures import error_by_target
 from jaxbalance.compare._regression_methods import REGRESSION_METHODS, RegressionMethod
@@ -122,7 +122,7 @@ def _train(
         task, budget, methods, lambda fraction: listener(label, runs, fraction)
     )
     kept.parent.mkdir(exist_ok=True)
-    _regression_files.save_regressions(kept, outcomes)
+    _files.save_outcomes(kept, outcomes)
     return outcomes, (time.perf_counter() - begun) / len(group), compiled
 
 

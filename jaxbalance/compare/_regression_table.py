@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jaxbalance.compare._regression_methods import REGRESSION_METHODS
 from jaxbalance.compare._regression_report import RegressionReport, RegressionRow
+from jaxbalance.compare._table import markdown_row
 
 _DIGITS = 3
 
@@ -106,12 +107,9 @@ def regression_markdown(report: RegressionReport) -> str:
         "",
         *(f"- {line}" for line in report.verdict),
         "",
-        _markdown_row([column.title for column in _COLUMNS]),
-        _markdown_row(["---", *["---:"] * (len(_COLUMNS) - 1)]),
-        *(
-            _markdown_row([column.cell(row, decimals) for column in _COLUMNS])
-            for row in report.rows
-        ),
+        markdown_row([column.title for column in _COLUMNS]),
+        markdown_row(["---", *["---:"] * (len(_COLUMNS) - 1)]),
+        *(markdown_row([column.cell(row, decimals) for column in _COLUMNS]) for row in report.rows),
         "",
         REGRESSION_LEGEND,
         "",
@@ -139,7 +137,3 @@ def regression_markdown(report: RegressionReport) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

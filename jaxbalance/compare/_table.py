@@ -102,9 +102,9 @@ def markdown(report: Report) -> str:
         "",
         *(f"- {line}" for line in report.verdict),
         "",
-        _markdown_row([column.title for column in columns]),
-        _markdown_row(["---", *["---:"] * (len(columns) - 1)]),
-        *(_markdown_row([column.cell(row) for column in columns]) for row in report.rows),
+        markdown_row([column.title for column in columns]),
+        markdown_row(["---", *["---:"] * (len(columns) - 1)]),
+        *(markdown_row([column.cell(row) for column in columns]) for row in report.rows),
         "",
         legend,
         "",
@@ -136,5 +136,6 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _markdown_row(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
