@@ -27,6 +27,9 @@ class _Classes(NamedTuple):
     """Examples sorted by class: each class is one stretch."""
 
     points: Array
+    """Followed by zeros, so that a tile may begin anywhere."""
+    halves: Array
+    """Half the square of every point."""
     order: Array
     starts: Array
     counts: Array
@@ -92,8 +95,8 @@ def flat(inputs: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Array,
 def of_classes(points: Array, ids: Array, wanted: Array, k: int, largest: int) -> Neighbors:
     """Neighbours of the examples of wanted classes, none of which has over ``largest``."""
     number, num_classes = len(points), len(wanted)
-    classes = _sorted(points, ids, num_classes)
     columns = _width(largest, k)
+    classes = _sorted(points, ids, num_classes, max(_ROWS, columns))
     tiles = jnp.where(wanted, -(-classes.counts // _ROWS), 0)
     ends = jnp.cumsum(tiles)
 
@@ -121,11 +124,13 @@ def _width(largest: int, k: int) -> int:
     return max(-(-largest // (pieces * _BLOCK)), k + 1) * _BLOCK
 
 
-def _sorted(points: Array, ids: Array, num_classes: int) -> _Classes:
+def _sorted(points: Array, ids: Array, num_classes: int, more: int) -> _Classes:
     order = jnp.argsort(ids, stable=True).astype(jnp.int32)
     ends = jnp.searchsorted(ids[order], jnp.arange(num_classes + 1), side="left")
     centred = points - jnp.mean(points, axis=0)[None]
-    return _Classes(centred[order], order, ends[:-1], jnp.diff(ends))
+    padded = jnp.pad(centred[order], ((0, more), (0, 0)))
+    halves = jnp.sum(padded * padded, axis=1) / 2
+    return _Classes(padded, halves, order, ends[:-1], jnp.diff(ends))
 
 
 def _one_tile(
@@ -133,15 +138,15 @@ def _one_tile(
 ) -> tuple[Array, Array]:
     """The k nearest of one tile's rows: squared distances and places, ``[rows, k]`` each."""
     start, count = classes.starts[of], classes.counts[of]
-    padded = jnp.pad(classes.points, ((0, max(_ROWS, columns)), (0, 0)))
-    own = jax.lax.dynamic_slice_in_dim(padded, start + row, _ROWS)
+    cut = jax.lax.dynamic_slice_in_dim
+    own = cut(classes.points, start + row, _ROWS)
 
     def piece(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         first = turn * columns
-        others = jax.lax.dynamic_slice_in_dim(padded, start + first, columns)
+        others = cut(classes.points, start + first, columns)
         product = jnp.matmul(own, others.T, precision=jax.lax.Precision.HIGHEST)
         # Half a squared distance, but for half the square of the row, which orders nothing.
-        halves = jnp.sum(others * others, axis=1) / 2
+        halves = cut(classes.halves, start + first, columns)
         halves = jnp.where(first + jnp.arange(columns) < count, halves, jnp.inf)
         near, column = _smallest(product, halves.astype(own.dtype), k + 1)
         both = jnp.concatenate([best[0], near], axis=1)
@@ -155,7 +160,7 @@ def _one_tile(
     # A row is its own nearest; where k + 1 others tie with it, it need not be among the found.
     itself = member == (row + jnp.arange(_ROWS))[:, None]
     kept, which = jax.lax.top_k(-jnp.where(itself, jnp.inf, near), k)
-    squares = jnp.sum(own * own, axis=1, keepdims=True)
+    squares = 2 * cut(classes.halves, start + row, _ROWS)[:, None]
     distances = jnp.where(jnp.isfinite(kept), jnp.maximum(squares - 2 * kept, 0), jnp.inf)
     member = jnp.take_along_axis(member, which, axis=1)
     safe = jnp.minimum(start + jnp.maximum(member, 0), len(classes.order) - 1)
