@@ -138,6 +138,17 @@ def test_a_missing_side_and_nan_scores_give_nan():
 
 
 @pytest.mark.parametrize(("got", "exact", "expected"), PAIRS, ids=NAMES)
+def test_bins_dropped_on_the_host_change_nothing(got, exact, expected, generator):
+    """An untraced call reads occupied bins alone; a traced one has to read all."""
+    for scores, labels in orders(generator).values():
+        histogram = fill(scores.astype(np.float32), labels)
+        for one, other in zip(got(histogram), jax.jit(got)(histogram), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    empty = metrics.ScoreHistogram(*jnp.zeros((2, 8), jnp.int32), jnp.zeros((), jnp.int32))
+    assert np.all(np.isnan(np.array(got(empty))))
+
+
+@pytest.mark.parametrize(("got", "exact", "expected"), PAIRS, ids=NAMES)
 def test_mapped_over_classes(got, exact, expected, generator):
     scores, labels = draw(generator, size=300)
     both = np.stack([scores, -scores], axis=-1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxbalance import _check, _sharding
 from jaxbalance._types import Array, ArrayLike
-from jaxbalance.metrics import _confusion
+from jaxbalance.metrics import _confusion, _host_ranking
 
 _SIGN = -(2**31)
 # For value and error together: some ten for each term, and one for each addition on the way of a
@@ -124,7 +124,7 @@ def histogram_auroc(histogram: ScoreHistogram) -> Bounded:
     >>> histogram_auroc(histogram)
     Bounded(value=Array(0.875, dtype=float32), error=Array(0.1250..., dtype=float32))
     """
-    return _auroc(_checked(histogram))
+    return _auroc(_without_empty(_checked(histogram)))
 
 
 @jax.jit
@@ -176,7 +176,7 @@ def histogram_average_precision(histogram: ScoreHistogram) -> Bounded:
     >>> histogram_average_precision(score_histogram(scores, labels)).value
     Array(0.833..., dtype=float32)
     """
-    return _average_precision(_checked(histogram))
+    return _average_precision(_without_empty(_checked(histogram)))
 
 
 @jax.jit
@@ -208,6 +208,18 @@ def _checked(histogram: ScoreHistogram) -> ScoreHistogram:
     if positives.ndim != 1 or positives.size < 2 or positives.size & (positives.size - 1):
         raise ValueError(f"histogram.positives: got shape {positives.shape}, wanted [2**b] bins")
     return ScoreHistogram(positives, negatives, jnp.asarray(histogram.undefined))
+
+
+def _without_empty(histogram: ScoreHistogram) -> ScoreHistogram:
+    """The same without empty bins, which are most and say nothing, where NumPy can drop them."""
+    if not _host_ranking.reachable(*histogram):
+        return histogram
+    positives, negatives, undefined = (np.asarray(counts) for counts in histogram)
+    bins = np.flatnonzero((positives | negatives) != 0)
+    # A power of two is a size that has been compiled before.
+    more = max(2, 1 << max(bins.size - 1, 0).bit_length()) - bins.size
+    few = (jnp.asarray(np.pad(counts[bins], (0, more))) for counts in (positives, negatives))
+    return ScoreHistogram(*few, jnp.asarray(undefined))
 
 
 def _shares(counts: Array) -> Array:
