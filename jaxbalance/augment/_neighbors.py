@@ -10,8 +10,8 @@ from jaxbalance import _check, _sharding
 from jaxbalance._types import Array, ArrayLike
 
 _ROWS = 256
-_COLUMNS = 16384
-_BLOCK = 64
+_COLUMNS = 4096
+_BLOCK = 32
 
 
 class Neighbors(NamedTuple):
@@ -27,9 +27,7 @@ class _Classes(NamedTuple):
     """Examples sorted by class: each class is one stretch."""
 
     points: Array
-    """Followed by zeros, so that a tile may begin anywhere."""
-    halves: Array
-    """Half the square of every point."""
+    """Each followed by minus half its square, all by zeros, so that a tile may begin anywhere."""
     order: Array
     starts: Array
     counts: Array
@@ -43,9 +41,9 @@ def nearest_neighbors(
     .. math:: \text{the } k \text{ smallest } \lVert x_i - x_j \rVert^2
               \text{ over } j \ne i,\; y_j = y_i
 
-    Distances are matrix products of tiles of 256 examples with at most 16,384 others, each reduced
+    Distances are matrix products of tiles of 256 examples with at most 4096 others, each reduced
     to its k best before the next is looked at: memory does not grow with the number of examples
-    squared. Within a tile the k blocks of 64 with the smallest minima hold the k smallest numbers,
+    squared. Within a tile the k blocks of 32 with the smallest minima hold the k smallest numbers,
     so little is sorted.
 
     Args:
@@ -127,10 +125,10 @@ def _width(largest: int, k: int) -> int:
 def _sorted(points: Array, ids: Array, num_classes: int, more: int) -> _Classes:
     order = jnp.argsort(ids, stable=True).astype(jnp.int32)
     ends = jnp.searchsorted(ids[order], jnp.arange(num_classes + 1), side="left")
-    centred = points - jnp.mean(points, axis=0)[None]
-    padded = jnp.pad(centred[order], ((0, more), (0, 0)))
-    halves = jnp.sum(padded * padded, axis=1) / 2
-    return _Classes(padded, halves, order, ends[:-1], jnp.diff(ends))
+    centred = (points - jnp.mean(points, axis=0)[None])[order]
+    halves = jnp.sum(centred * centred, axis=1, keepdims=True) / 2
+    padded = jnp.pad(jnp.concatenate([centred, -halves], axis=1), ((0, more), (0, 0)))
+    return _Classes(padded, order, ends[:-1], jnp.diff(ends))
 
 
 def _one_tile(
@@ -140,45 +138,43 @@ def _one_tile(
     start, count = classes.starts[of], classes.counts[of]
     cut = jax.lax.dynamic_slice_in_dim
     own = cut(classes.points, start + row, _ROWS)
+    halves, own = -own[:, -1:], own.at[:, -1].set(1)
 
     def piece(turn: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         first = turn * columns
         others = cut(classes.points, start + first, columns)
-        product = jnp.matmul(own, others.T, precision=jax.lax.Precision.HIGHEST)
-        # Half a squared distance, but for half the square of the row, which orders nothing.
-        halves = cut(classes.halves, start + first, columns)
-        halves = jnp.where(first + jnp.arange(columns) < count, halves, jnp.inf)
-        near, column = _smallest(product, halves.astype(own.dtype), k + 1)
-        both = jnp.concatenate([best[0], near], axis=1)
-        places = jnp.concatenate([best[1], first + column], axis=1)
-        kept, which = jax.lax.top_k(-both, k + 1)
-        return -kept, jnp.take_along_axis(places, which, axis=1)
+        there = first + jnp.arange(columns) < count
+        others = others.at[:, -1].set(jnp.where(there, others[:, -1], -jnp.inf))
+        # Minus half a squared distance, but for half the square of the row, which orders nothing.
+        near = jnp.matmul(own, others.T, precision=jax.lax.Precision.HIGHEST)
+        return _largest(near, first, best)
 
     nothing = (_ROWS, k + 1)
-    best = jnp.full(nothing, jnp.inf, own.dtype), jnp.full(nothing, -1, jnp.int32)
+    best = jnp.full(nothing, -jnp.inf, own.dtype), jnp.full(nothing, -1, jnp.int32)
     near, member = jax.lax.fori_loop(0, turns * -(-count // columns), piece, best)
     # A row is its own nearest; where k + 1 others tie with it, it need not be among the found.
     itself = member == (row + jnp.arange(_ROWS))[:, None]
-    kept, which = jax.lax.top_k(-jnp.where(itself, jnp.inf, near), k)
-    squares = 2 * cut(classes.halves, start + row, _ROWS)[:, None]
-    distances = jnp.where(jnp.isfinite(kept), jnp.maximum(squares - 2 * kept, 0), jnp.inf)
+    kept, which = jax.lax.top_k(jnp.where(itself, -jnp.inf, near), k)
+    distances = jnp.where(jnp.isfinite(kept), jnp.maximum(2 * (halves - kept), 0), jnp.inf)
     member = jnp.take_along_axis(member, which, axis=1)
     safe = jnp.minimum(start + jnp.maximum(member, 0), len(classes.order) - 1)
     found = jnp.isfinite(distances)
     return distances.astype(own.dtype), jnp.where(found, classes.order[safe], -1)
 
 
-def _smallest(product: Array, halves: Array, k: int) -> tuple[Array, Array]:
-    """The k smallest of every row of ``halves - product``, and where they are.
+def _largest(near: Array, first: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The largest numbers of every row among ``near`` and the best so far, and their places.
 
-    Each of them lies in one of the k blocks with the smallest minima: a block before its own in
-    that order has a smaller number in it. The differences are formed twice rather than kept, which
-    would take as long as all else here.
+    Each of the k largest lies in one of the k blocks with the largest maxima: a block before its
+    own in that order has a larger number in it. A block's members lie ``blocks`` apart, so that
+    all maxima are taken side by side.
     """
-    rows = len(product)
-    blocks, lengths = product.reshape(rows, -1, _BLOCK), halves.reshape(-1, _BLOCK)
-    _, chosen = jax.lax.top_k(-jnp.min(lengths[None] - blocks, axis=2), k)
-    few = lengths[chosen] - jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
-    negative, place = jax.lax.top_k(-few.reshape(rows, k * _BLOCK), k)
-    block = jnp.take_along_axis(chosen, place // _BLOCK, axis=1)
-    return -negative, (block * _BLOCK + place % _BLOCK).astype(jnp.int32)
+    (rows, columns), k = near.shape, best[0].shape[1]
+    blocks = columns // _BLOCK
+    parts = near.reshape(rows, _BLOCK, blocks)
+    _, chosen = jax.lax.top_k(jnp.max(parts, axis=1), k)
+    few = jnp.take_along_axis(parts, chosen[:, None, :], axis=2).reshape(rows, _BLOCK * k)
+    ranks = jnp.arange(_BLOCK, dtype=jnp.int32)[None, :, None]
+    places = (first + ranks * blocks + chosen[:, None, :]).reshape(rows, _BLOCK * k)
+    kept, which = jax.lax.top_k(jnp.concatenate([best[0], few], axis=1), k)
+    return kept, jnp.take_along_axis(jnp.concatenate([best[1], places], axis=1), which, axis=1)
