@@ -214,12 +214,12 @@ def _without_empty(histogram: ScoreHistogram) -> ScoreHistogram:
     """The same without empty bins, which are most and say nothing, where NumPy can drop them."""
     if not _host_ranking.reachable(*histogram):
         return histogram
-    positives, negatives, undefined = (np.asarray(counts) for counts in histogram)
+    positives, negatives = np.asarray(histogram.positives), np.asarray(histogram.negatives)
     bins = np.flatnonzero((positives | negatives) != 0)
     # A power of two is a size that has been compiled before.
     more = max(2, 1 << max(bins.size - 1, 0).bit_length()) - bins.size
-    few = (jnp.asarray(np.pad(counts[bins], (0, more))) for counts in (positives, negatives))
-    return ScoreHistogram(*few, jnp.asarray(undefined))
+    few = [jnp.asarray(np.pad(counts[bins], (0, more))) for counts in (positives, negatives)]
+    return ScoreHistogram(few[0], few[1], histogram.undefined)
 
 
 def _shares(counts: Array) -> Array:

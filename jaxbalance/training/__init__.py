@@ -1,5 +1,6 @@
 """Training steps: pure functions of a state and a batch, and ways to compile and repeat them."""
 
+from jaxbalance.training._calibration import iterative_calibration as iterative_calibration
 from jaxbalance.training._class_step import ExtraArgs as ExtraArgs
 from jaxbalance.training._class_step import OracleFactory as OracleFactory
 from jaxbalance.training._class_step import make_class_step as make_class_step
@@ -8,6 +9,7 @@ from jaxbalance.training._compile import jit_step as jit_step
 from jaxbalance.training._compile import place_state as place_state
 from jaxbalance.training._compile import pmap_step as pmap_step
 from jaxbalance.training._compile import sharded_step as sharded_step
+from jaxbalance.training._detach import detach_classes as detach_classes
 from jaxbalance.training._phases import Phase as Phase
 from jaxbalance.training._phases import run_phases as run_phases
 from jaxbalance.training._run import run_steps as run_steps
