@@ -117,6 +117,7 @@ def without_y(**arrays):
         ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, ["inputs", "(4, 1)"]),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y[:, None]}, ["labels", "(4, 1)"]),
         ({"x_train": 1.0, "y_train": Y, "x_test": 2.0, "y_test": Y}, ["inputs", "()"]),
+        ({"x_train": X, "y_train": Y[:2], "x_test": X[:2], "y_test": Y}, ["train", "4", "2"]),
     ],
 )
 def test_npz_that_does_not_fit_is_refused(tmp_path, arrays, words):
@@ -320,6 +321,23 @@ def test_real_archives_with_other_keys_list_them(shared_data):
     message = refusal(data.load, str(shared_data / "keel" / "keel_imbalanced.npz"))
     assert "it holds names, X__abalone_17_vs_7_8_9_10" in message
     assert message.endswith(", ...")
+
+
+def test_parts_as_medmnist_names_them(tmp_path):
+    parts = {"train": slice(0, 2), "val": slice(2, 3), "test": slice(3, 4)}
+    arrays = {f"{part}_images": X[rows] for part, rows in parts.items()}
+    arrays |= {f"{part}_labels": Y[rows, None] for part, rows in parts.items()}
+    dataset = data.read_npz(saved(tmp_path, **arrays))
+    np.testing.assert_array_equal(dataset.inputs, X)
+    assert [dataset.class_names[k] for k in dataset.labels] == [str(y) for y in Y]
+    assert dataset.test_indices.tolist() == [3]
+
+
+def test_real_medical_images(shared_data):
+    dataset = data.load(str(shared_data / "pneumonia_mnist" / "pneumoniamnist.npz"))
+    assert dataset.inputs.shape == (4708 + 524 + 624, 28, 28, 1)
+    labels = dataset.labels[dataset.test_indices]
+    assert np.bincount(labels, minlength=2).tolist() == [234, 390]
 
 
 def test_real_regression_target(shared_data):

@@ -1,5 +1,6 @@
 """Data sets from NumPy archives."""
 
+import functools
 import json
 import os
 import zipfile
@@ -16,20 +17,23 @@ from jaxbalance.data._dataset import Dataset, Parts, from_arrays
 
 _PAIRS = (("X", "y"), ("inputs", "labels"))
 _PARTS = ("x_train", "y_train", "x_test", "y_test")
+_OF_IMAGES = ("train_images", "train_labels", "test_images", "test_labels")
+_VALIDATION = {"x_val": "val_images", "y_val": "val_labels"}
 _EXTRAS = ("feature_names", "class_names", "is_test", "is_categorical", "cat_levels_json")
 
 
 def read_npz(path: str | os.PathLike[str], *, target: str | None = None) -> Dataset:
     """Read a data set from an .npz archive; nothing in it is ever unpickled.
 
-    The archive holds inputs and labels as ``X`` and ``y``, as ``inputs`` and ``labels``, or in
-    parts as ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Inputs are what
-    :func:`from_arrays` takes; labels are ``[N]`` or ``[N, 1]``. It may also hold
-    ``feature_names``, ``class_names``, ``is_test`` (``[N]``, the official test rows) and
-    ``is_categorical`` (``[F]``): such a column holds whole numbers, the codes of its levels, and
-    becomes one column "name=level" for each level that occurs. The levels' text is
-    ``json.loads(cat_levels_json)[feature_name][code]`` where that key is there, else the code. NaN
-    is the level "missing".
+    The archive holds inputs and labels as ``X`` and ``y``, as ``inputs`` and ``labels``, in parts
+    as ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or as MedMNIST has them:
+    ``train_images``, ``train_labels``, ``test_images``, ``test_labels``, and ``val_images`` and
+    ``val_labels``, which are taken for more to train on. Inputs are what :func:`from_arrays` takes;
+    labels are ``[N]`` or ``[N, 1]``. It may also hold ``feature_names``, ``class_names``,
+    ``is_test`` (``[N]``, the official test rows) and ``is_categorical`` (``[F]``): such a column
+    holds whole numbers, the codes of its levels, and becomes one column "name=level" for each level
+    that occurs. The levels' text is ``json.loads(cat_levels_json)[feature_name][code]`` where that
+    key is there, else the code. NaN is the level "missing".
 
     Args:
       path: the archive.
@@ -117,18 +121,33 @@ def _keys(file: os.PathLike[str], there: Sequence[str], target: str | None) -> d
         labels = usual if target is None else target
         if inputs in there and labels in there:
             return {"inputs": inputs, "labels": labels}
-    if target is None and set(_PARTS) <= set(there):
-        return {key: key for key in _PARTS}
-    wanted = "X or inputs" if target else f"X and y, inputs and labels, or {', '.join(_PARTS)}"
+    for parts in (_PARTS, _OF_IMAGES) if target is None else ():
+        if set(parts) <= set(there):
+            more = _VALIDATION if set(_VALIDATION.values()) <= set(there) else {}
+            return dict(zip(_PARTS, parts, strict=True)) | more
+    pairs, parts, images = "X and y, inputs and labels", ", ".join(_PARTS), ", ".join(_OF_IMAGES)
+    wanted = "X or inputs" if target else f"{pairs}, {parts}, or {images}"
     raise InputError(f"{file}: needs the keys {wanted}; it holds {_wording.listed(there)}")
 
 
 def _joined_parts(name: str, arrays: dict[str, HostArray]) -> dict[str, HostArray]:
     if "inputs" in arrays:
         return arrays
-    inputs = stacked(name, "inputs", arrays["x_train"], arrays["x_test"])
-    labels = stacked(name, "labels", arrays["y_train"], arrays["y_test"])
-    is_test = np.arange(len(inputs)) >= len(arrays["x_train"])
+    parts = [part for part in ("train", "val", "test") if f"x_{part}" in arrays]
+    for part in parts:
+        inputs, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if inputs.ndim and labels.ndim and len(inputs) != len(labels):
+            raise InputError(
+                f"{name}: the {part} part has {len(inputs)} inputs and {len(labels)} labels; give "
+                "one label for each"
+            )
+    inputs = functools.reduce(
+        functools.partial(stacked, name, "inputs"), (arrays[f"x_{p}"] for p in parts)
+    )
+    labels = functools.reduce(
+        functools.partial(stacked, name, "labels"), (arrays[f"y_{p}"] for p in parts)
+    )
+    is_test = np.arange(len(inputs)) >= len(inputs) - len(arrays["x_test"])
     return arrays | {"inputs": inputs, "labels": labels, "is_test": is_test}
 
 
