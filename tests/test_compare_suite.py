@@ -1,7 +1,9 @@
-"""A folder of data sets: reading, padding, resuming, ranks, tests and words."""
+"""A folder of data sets: reading, resuming, ranks, tests and words."""
 
+import importlib.util
 import itertools
 import json
+import pathlib
 import re
 
 import jax
@@ -9,26 +11,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxbalance import cli, compare, data
+from jaxbalance import cli, compare
 from jaxbalance.compare import (
-    _plan,
-    _run,
-    _suite_padding,
     _suite_report,
     _suite_run,
     _suite_sources,
     _suite_statistics,
-    _sweep,
+    _suite_table,
 )
-from jaxbalance.compare._methods import METHODS
-from jaxbalance.compare._score import score
-from jaxbalance.compare._task import make_task
 
 SMALL = ["--seeds", "2", "--steps", "20", "--step-sizes", "0.01", "--methods", "post-hoc"]
-BUDGET = _plan.Budget(40, 32, (0.01,), "mlp")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def relaxed():
     """The command line runs under JAX's defaults."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -58,10 +53,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def finished(relaxed, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return out, compare.compare_suite(settings(folder, out))
+    return out, compare.compare_suite(settings(folder, out))
 
 
 def settings(folder, out, **changes):
@@ -106,6 +100,35 @@ def check_table(stored):
         assert rows["plain"]["average_rank"] + rows["post-hoc"]["average_rank"] == 3
 
 
+def test_the_readme_says_what_the_suite_found(finished, tmp_path):
+    """The summary and the picture as they are, and of the README the marked paragraph alone."""
+    path = pathlib.Path(__file__).resolve().parents[1] / "docs" / "show_suite.py"
+    spec = importlib.util.spec_from_file_location("show_suite", path)
+    show = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(show)
+    (tmp_path / "docs" / "pages" / "images").mkdir(parents=True)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- suite: by -->\nold\n<!-- end of suite -->\nafter\n")
+    for _ in range(2):
+        show.main(finished[0], tmp_path)
+        text = readme.read_text()
+        assert re.fullmatch(
+            r"before\n<!-- suite: by -->\n\nWhat helps[^<]*\n\n<!-- end of suite -->\nafter\n", text
+        )
+        assert "On [3 public two-class tables]" in text
+        assert "none of 1 remedies" in " ".join(text.split())
+    page = (tmp_path / "docs" / "pages" / "compare-suite.md").read_text()
+    assert "\n### By balanced accuracy\n" in page
+    assert (tmp_path / "docs" / "pages" / "images" / "critical_difference.png").exists()
+    rows = made_up(np.random.default_rng(0), {"good": 0.05, "same": 0.0, "bad": -0.05})
+    stored = json.loads(_suite_table.suite_json(rows._replace(facts={})))
+    said = " ".join(show.in_short(stored).split())
+    assert re.search(
+        r"1 of 3 remedies .* by ([45]\.\d) to \1 points in the median; .* good\.", said
+    )
+    assert "In average precision 1 are. Taken alone, no more than 3 of the 40 tables" in said
+
+
 def test_an_interrupted_suite_goes_on_and_gives_the_same(folder, finished, tmp_path, monkeypatch):
     _, undisturbed = finished
     heard = []
@@ -132,65 +155,6 @@ def test_an_interrupted_suite_goes_on_and_gives_the_same(folder, finished, tmp_p
     # Other settings are other numbers, for which it would have to train.
     with pytest.raises(TypeError):
         compare.compare_suite(settings(folder, tmp_path / "b", steps=40))
-
-
-def test_padding_changes_no_number(generator):
-    """Rows, columns and parts that are filled up, against the task as it is."""
-    inputs, labels = problem(generator, rows=150, rare=20, columns=4)
-    inputs[::9, 2] = np.nan
-    task = make_task(data.from_arrays(inputs, labels), profile="natural", seeds=2)
-    wide = _suite_padding.padded(task, columns=True)
-    assert wide.inputs.shape == (512, 16)
-    assert (wide.train.shape, wide.validation.shape, wide.test.shape) == ((2, 512), *[(2, 128)] * 2)
-    chosen = ["gaussian-head", "calibrated", "smote"]
-    methods = {name: METHODS[name] for name in ("plain", *chosen)}
-    for group in _run.method_groups(methods, task):
-        (ours, _), (theirs, _) = (
-            _sweep.train_group(one, BUDGET, group, lambda fraction: None) for one in (wide, task)
-        )
-        for name, method in methods.items():
-            if (wanted := _run.wanted_of(method)) not in group:
-                continue
-            i = group.index(wanted)
-            np.testing.assert_allclose(
-                ours[i].test_logits[:, :, : task.test.shape[1]], theirs[i].test_logits, atol=2e-4
-            )
-            got, expected = score(wide, method, ours[i]), score(task, method, theirs[i])
-            np.testing.assert_allclose(got.recall, expected.recall, err_msg=name)
-            np.testing.assert_allclose(got.validation, expected.validation, atol=1e-6)
-            for metric, values in expected.values.items():
-                np.testing.assert_allclose(
-                    got.values[metric], values, atol=1e-4, err_msg=f"{name} {metric}"
-                )
-
-
-def test_programs_serve_data_sets_of_other_sizes(generator):
-    memory, wanted = {}, [(METHODS["plain"].training, None)]
-    compilations = []
-    for rows, columns in ((90, 3), (200, 7), (101, 16)):
-        inputs, labels = problem(generator, rows=rows, columns=columns)
-        task = make_task(data.from_arrays(inputs, labels), profile="natural", seeds=1)
-        ready = _suite_padding.padded(task, columns=True)
-        _, number = _sweep.train_group(ready, BUDGET, wanted, lambda fraction: None, memory)
-        compilations.append(number)
-    assert compilations == [1, 0, 0]
-
-
-@pytest.mark.parametrize("width", [3, 100])
-def test_what_is_larger_than_usual_fits_and_images_stay(generator, width):
-    inputs, labels = problem(generator, rows=2100, columns=width)
-    tests = np.arange(600, 2100)
-    dataset = data.from_arrays(inputs, labels, test_indices=tests)
-    task = _suite_padding.padded(
-        make_task(dataset, profile="natural", seeds=1), columns=width == 100
-    )
-    assert task.inputs.shape == (8192, width)
-    assert task.test.shape == (1, 2048)
-    assert set(tests) == set(task.test[0, :1500].tolist())
-    assert (np.asarray(task.labels)[task.test[0, 1500:]] == -1).all()
-    images = data.from_arrays(np.zeros((60, 4, 4), np.float32), np.arange(60) % 2)
-    task = make_task(images, profile="natural", seeds=1)
-    assert _suite_padding.padded(task, columns=True) is task
 
 
 def slow_rank(table):
@@ -253,10 +217,10 @@ def test_nothing_to_tell_apart_is_no_error(shape):
 
 
 def test_useless_remedies_are_seldom_called_different(generator):
-    """100 suites of 15 data sets and 5 equal methods."""
+    """100 suites of 15 data sets and 4 equal methods."""
     wrong = 0
     for _ in range(100):
-        found = _suite_statistics.rank(generator.normal(size=(15, 5)))
+        found = _suite_statistics.rank(generator.normal(size=(15, 4)))
         wrong += found.p_value < 0.05 and bool((found.pair_p_values < 0.05).any())
     # At a true rate of 5 %, more than 16 of 100 once in about 100,000 seeds.
     assert wrong <= 16
@@ -382,7 +346,6 @@ def test_the_real_archive_is_read_as_its_index_says(shared_data):
 
 BAD = [
     (["--task", "regression"], "one data set at a time"),
-    (["--methods", "label-shift"], "label-shift looks at all test inputs at once"),
     (["--methods", "plain"], "got plain alone"),
     (["--methods", "focall"], "did you mean focal"),
     (["--seeds", "0"], "--seeds: got 0"),

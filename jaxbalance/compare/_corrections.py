@@ -26,6 +26,8 @@ class Evidence(NamedTuple):
     """The run's last layer; None where that is not linear with a bias."""
     target_logits: Array
     """Those it will be applied to ``[m, K]``, without labels."""
+    target_mask: Array
+    """Which of these are examples ``[m]``, and not what fills them up."""
 
 
 Correction = Callable[[Evidence], posthoc.LogitScaling]
@@ -93,7 +95,9 @@ def rescaled(evidence: Evidence) -> posthoc.LogitScaling:
 
 def shifted(evidence: Evidence) -> posthoc.LogitScaling:
     """From the training prior to that of the unlabelled logits, as they themselves suggest it."""
-    prior = posthoc.fit_target_prior(evidence.target_logits, class_counts=evidence.class_counts)
+    prior = posthoc.fit_target_prior(
+        evidence.target_logits, class_counts=evidence.class_counts, mask=evidence.target_mask
+    )
     nothing = jnp.zeros_like(evidence.logits[0])
     return _added(
         posthoc.adapt_logits(nothing, class_counts=evidence.class_counts, class_prior=prior)

@@ -76,8 +76,10 @@ def score(task: Task, method: Method, outcome: Outcome) -> Score:
     seeds = np.arange(len(chosen))
     runs = (validation_logits, heads, test_logits)
     held_out, heads, test = jax.tree.map(lambda leaf: leaf[seeds, chosen], runs)
-    fitted = _fit(method.correction, class_counts, held_out, heads, test, labels)
     test_labels = jnp.asarray(task.dataset.labels[task.test], jnp.int32)
+    # Every example has a label: what has none fills the test set up to a common size.
+    there = test_labels >= 0
+    fitted = _fit(method.correction, class_counts, held_out, heads, test, there, labels)
     measured = _measure_runs(_rarest(task), fitted, held_out, labels, test, test_labels)
     values, recall, right = jax.tree.map(np.asarray, measured)
     best = int(np.argmax(order[seeds, chosen]))
@@ -112,12 +114,15 @@ def _fit(
     logits: Array,
     heads: posthoc.LinearHead | None,
     target_logits: Array,
+    target_mask: Array,
     labels: Array,
 ) -> posthoc.LogitScaling:
-    def one(logits: Array, head: Any, target: Array, labels: Array) -> posthoc.LogitScaling:
-        return correction(Evidence(logits, labels, class_counts, head, target))
+    def one(
+        logits: Array, head: Any, target: Array, mask: Array, labels: Array
+    ) -> posthoc.LogitScaling:
+        return correction(Evidence(logits, labels, class_counts, head, target, mask))
 
-    return jax.vmap(one)(logits, heads, target_logits, labels)
+    return jax.vmap(one)(logits, heads, target_logits, target_mask, labels)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -146,7 +151,7 @@ def _validation_score(
     def fit(half: Array) -> posthoc.LogitScaling:
         seen = jnp.where(folds == half, labels, -1)
         # Without labels, the half that is judged may be looked at too.
-        return correction(Evidence(logits, seen, class_counts, head, logits))
+        return correction(Evidence(logits, seen, class_counts, head, logits, labels >= 0))
 
     of_other_half = jax.tree.map(lambda leaf: leaf[folds], jax.vmap(fit)(jnp.array([1, 0])))
     corrected = logits * of_other_half.class_factors + of_other_half.class_bias

@@ -38,8 +38,6 @@ from jaxbalance.compare._sweep import Memory, train_group
 from jaxbalance.compare._task import Task, make_task
 from jaxbalance.data import _wording
 
-_NOT_HERE = ("label-shift",)
-
 
 @dataclasses.dataclass(frozen=True)
 class SuiteSettings(Settings):
@@ -64,7 +62,6 @@ def compare_suite(
     Args:
       settings: as for :func:`compare`; ``data`` is a folder of files that are each a data set, or
         an .npz of many as ``X__NAME``, ``y__NAME`` and, where columns are codes, ``cat__NAME``.
-        ``methods="all"`` leaves out label-shift, which looks at all test inputs at once.
       listener: told of progress.
 
     Returns:
@@ -102,14 +99,6 @@ def compare_suite(
 
 def _methods(settings: Settings) -> dict[str, Method]:
     methods = choose_methods(settings.methods, METHODS)
-    if settings.methods.strip() == "all":
-        return {name: method for name, method in methods.items() if name not in _NOT_HERE}
-    unfit = [name for name in methods if name in _NOT_HERE]
-    if unfit:
-        raise InputError(
-            f"--methods: {unfit[0]} looks at all test inputs at once, which a suite fills up to "
-            "common sizes; compare it on one data set at a time"
-        )
     if len(methods) < 2:
         raise InputError(f"--methods: got {BASELINE} alone, wanted something to rank against it")
     return methods

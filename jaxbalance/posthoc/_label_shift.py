@@ -8,7 +8,13 @@ from jaxbalance import _check, counts
 from jaxbalance._types import Array, ArrayLike
 
 
-def fit_target_prior(logits: ArrayLike, *, class_counts: ArrayLike, num_steps: int = 500) -> Array:
+def fit_target_prior(
+    logits: ArrayLike,
+    *,
+    class_counts: ArrayLike,
+    mask: ArrayLike | None = None,
+    num_steps: int = 500,
+) -> Array:
     r"""Estimate the class prior of unlabelled examples by expectation maximisation.
 
     .. math:: q^{(t+1)}_k = \frac1N \sum_i
@@ -19,11 +25,15 @@ def fit_target_prior(logits: ArrayLike, *, class_counts: ArrayLike, num_steps: i
     and the softmax is a calibrated posterior under the training prior (:func:`fit_temperature`,
     :func:`fit_vector_scaling`). Apply the result with :func:`adapt_logits`.
 
-    Identity: examples whose mean posterior is the training prior give it back, in one step or many.
+    Identity: examples whose mean posterior is the training prior give it back, in one step or many;
+    ``mask=None`` and a mask that is true everywhere look at all examples.
 
     Args:
-      logits: ``[..., K]``, floating, all of them examples of the target.
+      logits: ``[..., K]``, floating, of unlabelled examples.
       class_counts: training counts ``[K]``.
+      mask: ``[...]``, true for examples of the target; whatever the others hold, even NaN, has no
+        effect, so that sets of many sizes fit one compiled shape. N counts those that take part.
+        None is all.
       num_steps: EM steps, static. Each raises the likelihood; where classes overlap much, the last
         digits take hundreds.
 
@@ -42,29 +52,41 @@ def fit_target_prior(logits: ArrayLike, *, class_counts: ArrayLike, num_steps: i
     >>> logits = jnp.log(jnp.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]]))
     >>> fit_target_prior(logits, class_counts=jnp.array([5, 5])).round(4)
     Array([0.8125, 0.1875], dtype=float32)
+    >>> half = jnp.array([False, True, False, True])
+    >>> fit_target_prior(logits, class_counts=jnp.array([5, 5]), mask=half).round(4)
+    Array([0.5, 0.5], dtype=float32)
     """
     _check.positive_integer(num_steps=num_steps)
     scores = _check.logits(logits)
     wide = scores.astype(_check.working_dtype(scores))
     sizes = _check.class_vector("class_counts", class_counts, scores.shape[-1])
     sizes = jnp.where(jnp.sum(sizes) > 0, sizes, jnp.ones_like(sizes)).astype(wide.dtype)
-    prior = sizes / jnp.sum(sizes)
-    if wide.size == 0:
-        return prior
-    present = jnp.broadcast_to(sizes > 0, wide.shape)
-    log_prior = jnp.broadcast_to(counts.log_prior(sizes).astype(wide.dtype), wide.shape)
-    log_ratio = jnp.where(present, wide - log_prior, -jnp.inf)
-    # Relative to the best class, the ratio of every example has a 1 and none overflows.
-    ratio = jnp.exp(log_ratio - jnp.max(log_ratio, axis=-1, keepdims=True))
+    there = jnp.ones_like(wide[..., 0], bool)
+    if mask is not None:
+        there = _check.same_shape("mask", mask, "the examples, [...]", there).astype(bool)
+    # Zeroed before use, not only weighted by zero after it: padding may hold anything, even NaN.
+    known = jnp.where(there[..., None], wide, jnp.zeros_like(wide))
+    ratio, weight = _posterior_over_prior(known, sizes), there[..., None].astype(wide.dtype)
     smallest = float(np.finfo(wide.dtype).tiny)
 
     def step(_: int, q: Array) -> Array:
         joint = ratio * jnp.broadcast_to(q, ratio.shape)
         evidence = jnp.maximum(jnp.sum(joint, axis=-1, keepdims=True), smallest)
-        share = jnp.sum(joint / evidence, axis=tuple(range(joint.ndim - 1)))
-        return share / jnp.sum(share)
+        return _shares(jnp.sum(weight * (joint / evidence), axis=tuple(range(joint.ndim - 1))))
 
-    return jax.lax.fori_loop(0, num_steps, step, prior)
+    prior = sizes / jnp.sum(sizes)
+    q = jax.lax.fori_loop(0, num_steps, step, prior)
+    # All zero without an example; NaN, of an example that is one, stays.
+    return jnp.where(jnp.sum(q) == 0, prior, q)
+
+
+def _posterior_over_prior(logits: Array, sizes: Array) -> Array:
+    """Of every example and class, up to a factor for each example; 0 for absent classes."""
+    present = jnp.broadcast_to(sizes > 0, logits.shape)
+    log_prior = jnp.broadcast_to(counts.log_prior(sizes).astype(logits.dtype), logits.shape)
+    log_ratio = jnp.where(present, logits - log_prior, -jnp.inf)
+    # Relative to the best class, the ratio of every example has a 1 and none overflows.
+    return jnp.exp(log_ratio - jnp.max(log_ratio, axis=-1, keepdims=True))
 
 
 def fit_target_prior_from_confusion(confusion: ArrayLike, predicted_counts: ArrayLike) -> Array:
