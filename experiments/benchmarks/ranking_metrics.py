@@ -4,8 +4,9 @@
 
 Scores are normal, those of positives one deviation higher; *exact* is an untraced call (on a CPU it
 sorts with NumPy), *traced* the same function under ``jax.jit``, *histogram* fills 2**20 bins and
-reads the number and its bound off them, and *traced histogram* does so in one program. Every timed call is preceded by one of scikit-learn's on
-the same scores, and the ratio is the median of the paired ratios: how many times faster.
+reads the number and its bound off them, and *traced histogram* does so in one program. Every timed
+call is preceded by one of scikit-learn's on the same scores, and the ratio is the median of the
+paired ratios: how many times faster.
 """
 
 import argparse
