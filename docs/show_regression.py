@@ -16,7 +16,7 @@ PAGE = pathlib.Path(__file__).resolve().parent / "pages" / "compare-regression.m
 
 
 def main(folder: pathlib.Path) -> None:
-    """Copy the table, the verdict, the notes and the picture of a report."""
+    """Copy the table, the verdict, the notes and the pictures of a report."""
     text = (folder / "report.md").read_text()
     facts = json.loads((folder / "report.json").read_text())
     name, budget = facts["data"]["name"], facts["budget"]
@@ -32,8 +32,8 @@ def main(folder: pathlib.Path) -> None:
     if not place.search(page):
         raise SystemExit(f"{PAGE.name} has no place for {name}")
     PAGE.write_text(place.sub(lambda m: f"{m[1]}\n{about}\n\n{table}\n\n{lines}\n\n{m[2]}", page))
-    picture = PAGE.parent / "images" / f"error_by_target_{name}.png"
-    shutil.copy(folder / "error_by_target.png", picture)
+    for picture in ("error_by_target", "learning_curves"):
+        shutil.copy(folder / f"{picture}.png", PAGE.parent / "images" / f"{picture}_{name}.png")
 
 
 if __name__ == "__main__":

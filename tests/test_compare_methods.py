@@ -178,7 +178,9 @@ def test_augmentation_is_fresh_at_every_step(task, name):
     run = jax.tree.map(lambda leaf: leaf[0], runs)
     step = _sweep._step(plan, run, shared, jnp.asarray(False))
     tx = _sweep._optimizer(plan, run, jnp.asarray(False))
-    state = training.init_state(plan.build(jax.random.key(0)).params, tx, key=jax.random.key(0))
+    state = training.init_state(
+        plan.network.build(jax.random.key(0)).params, tx, key=jax.random.key(0)
+    )
     rows = jnp.tile(run.rows[0, :1], (2, 1))
     places = jnp.arange(shared.labels.size)
     _, record = training.run_steps(step, state, places, shared.labels, rows, scan=True)
@@ -200,7 +202,9 @@ def test_crt_trains_a_new_head_alone_at_the_end(task):
         assert not np.array_equal(early, still)
         np.testing.assert_array_equal(end[0]["layers"][0][name][...], still)
     heads = [part[0]["head"]["kernel"][...] for part in (at_late, seen[_draws.LATE], end)]
-    fresh = plan.build(jax.random.fold_in(jax.random.key(1), 1)).params["head"]["kernel"][...]
+    fresh = plan.network.build(jax.random.fold_in(jax.random.key(1), 1)).params["head"]["kernel"][
+        ...
+    ]
     assert np.abs(heads[1][-1] - fresh).max() < 0.05 < np.abs(heads[0][-1] - fresh).max()
     assert not np.array_equal(heads[1], heads[2])
     early, late = plan.phases

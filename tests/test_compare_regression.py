@@ -1,5 +1,7 @@
 """The comparison of regressions end to end: numbers, mistakes, interruptions, and read back."""
 
+import contextlib
+import io
 import json
 
 import jax
@@ -9,20 +11,23 @@ from scipy import stats
 
 from jaxbalance import cli, compare, data
 from jaxbalance.compare import (
-    _files,
-    _regression_files,
+    _figures,
+    _regression_figures,
+    _regression_network,
     _regression_report,
     _regression_run,
     _regression_score,
     _regression_sweep,
     _regression_table,
     _regression_task,
+    _report,
     _statistics,
 )
 from tests.regression_helpers import dataset, problem, written
 
 METHODS = compare.REGRESSION_METHODS
-OUTPUTS = {"report.md", "report.json", "error_by_target.png", "model.npz"}
+PICTURES = {"error_by_target.png", "learning_curves.png"}
+OUTPUTS = {"report.md", "report.json", "model.npz", *PICTURES}
 SMALL = ["--seeds", "2", "--steps", "20", "--step-sizes", "0.01"]
 
 
@@ -34,14 +39,31 @@ def relaxed():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One small comparison of all methods."""
-    out = tmp_path_factory.mktemp("report")
-    settings = compare.Settings(
-        data="memory", task="regression", seeds=2, steps=40, step_sizes=(0.003, 0.01), out=out
-    )
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return out, compare.compare_regression(settings, dataset=dataset())
+def source(tmp_path_factory):
+    """The problem as a table, with a column of words."""
+    inputs, targets = problem()
+    numbers = np.column_stack([inputs, targets])
+    lines = [",".join(["ab"[i % 2], *map(str, row)]) for i, row in enumerate(numbers)]
+    return written(tmp_path_factory.mktemp("data"), "\n".join(["kind,x,y,z,price", *lines]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """One small comparison of all methods from the command line; one step size diverges."""
+    out, made, printed = tmp_path_factory.mktemp("report"), [], io.StringIO()
+    whole = compare.compare_regression
+
+    def remembered(settings, **others):
+        made.append(whole(settings, **others))
+        return made[0]
+
+    arguments = ["compare", source, "--target", "price", "--task", "regression", "--out", out]
+    sizes = ["--seeds", "2", "--steps", "40", "--step-sizes", "0.01", "1e30", "--batch-size", "16"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(compare, "compare_regression", remembered)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            assert cli.main([*map(str, arguments), *sizes]) == 0
+    return out, made[0], printed.getvalue()
 
 
 def run(capsys, *arguments):
@@ -58,15 +80,18 @@ def table(tmp_path, generator, *, rows=90):
 
 
 def test_everything_is_written_and_one_compilation_serves_each_objective(finished):
-    out, report = finished
+    out, report, _ = finished
     assert {path.name for path in out.iterdir()} == OUTPUTS
-    assert (out / "error_by_target.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "report.md").read_text()
+    for name in PICTURES:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
     programs = {(method.objective, method.smooths_features) for method in METHODS.values()}
     assert report.facts["compiled_programs"] == len(programs) == 6
 
 
 def test_the_report_agrees_with_the_numbers(finished):
-    out, report = finished
+    out, report, _ = finished
     stored = json.loads((out / "report.json").read_text())
     assert set(stored["per_seed"]) == set(METHODS)
     means = [row.balanced_mae.mean for row in report.rows]
@@ -88,15 +113,68 @@ def test_the_report_agrees_with_the_numbers(finished):
     assert all(line in text for line in report.verdict)
 
 
-def test_the_numbers_are_those_of_scikit_learn(finished):
+def test_curves_end_where_validation_judged(finished):
+    """So few validation rows are all on the curve."""
+    _, report, _ = finished
+    for name, score in report.scores.items():
+        assert score.curve.shape == (2, 20, report.facts["data"]["bins"])
+        known = np.isfinite(score.curve[:, -1])
+        np.testing.assert_array_equal(known, np.isfinite(score.curve[:, 0]))
+        ends = [last[seen].mean() for last, seen in zip(score.curve[:, -1], known, strict=True)]
+        np.testing.assert_allclose(ends, score.validation, rtol=1e-5, err_msg=name)
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_what_the_pictures_show(finished, source, monkeypatch):
+    """Lines are means over seeds and bins, named with the step sizes that validation chose."""
+    _, report, _ = finished
+    read = data.load_targets(str(source), target="price")
+    task = _regression_task.make_regression_task(read, bins=None, seeds=2)
+    first = report.rows[0]
+    rows = [row._replace(step_sizes=[0.01, 0.1]) if row is first else row for row in report.rows]
+    report = report._replace(rows=rows, recommended=rows[-1].method)
+    assert "plain" not in (rows[0].method, rows[-1].method)
+    monkeypatch.setattr(_regression_figures, "png", lambda figure: figure)
+    bins = np.unique(task.split.dataset.labels[task.split.validation])
+    order = bins[np.argsort(-task.split.class_counts[bins], kind="stable")]
+    frequent, _, rare = np.array_split(order, 3)
+    figure = _regression_figures.error_curves(task, report)
+    for axes, members in zip(figure.axes, (bins, frequent, rare), strict=True):
+        drawn = lines(axes)
+        assert {"plain (0.01)", f"{first.method} (0.01 to 0.1)", f"{rows[-1].method} (0.01)"} <= {
+            *drawn
+        }
+        assert len({line.get_color() for line in drawn.values()}) == len(drawn)
+        for name in ("plain", first.method):
+            (line,) = (line for label, line in drawn.items() if label.split()[0] == name)
+            curve = report.scores[name].curve[:, :, members]
+            np.testing.assert_allclose(line.get_ydata(), np.nanmean(curve, axis=(0, 2)))
+            np.testing.assert_allclose(line.get_xdata(), np.arange(2, 41, 2))
+        ends = [line.get_ydata()[-1] for line in axes.lines]
+        assert 0 == axes.get_ylim()[0] < max(ends) < axes.get_ylim()[1] <= 1.6 * max(ends) + 1e-9
+    drawn = lines(_regression_figures.error_by_target(task, report).axes[1])
+    remedies = [row.method for row in rows if row.method != "plain"]
+    assert {*drawn} == {"plain", *remedies[:3], remedies[-1]}
+    ours = drawn["plain"].get_ydata()
+    tested = np.isfinite(report.scores["plain"].by_bin).any(axis=0)
+    np.testing.assert_array_equal(np.isfinite(ours), tested)
+    theirs = np.nanmean(report.scores["plain"].by_bin[:, tested], axis=0)
+    np.testing.assert_allclose(ours[tested], theirs)
+
+
+def test_the_numbers_are_those_of_scikit_learn(finished, source):
     """Read the saved model back and measure it from scratch, in units of the target."""
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
-    out, report = finished
+    out, report, _ = finished
     score = report.scores[report.recommended]
     model = compare.load_model(out / "model.npz")
     assert model.method == report.recommended
-    task = _regression_task.make_regression_task(dataset(), bins=None, seeds=2)
+    read = data.load_targets(str(source), target="price")
+    task = _regression_task.make_regression_task(read, bins=None, seeds=2)
     rows = task.split.test[score.seed]
     guess = np.asarray(model.targets(task.split.dataset.inputs[rows]), np.float64)
     target, bins = task.targets[rows], task.split.dataset.labels[rows]
@@ -109,7 +187,7 @@ def test_the_numbers_are_those_of_scikit_learn(finished):
 
 def test_remedies_move_errors_to_where_they_should(finished):
     """Balancing lowers the error of few-shot bins and raises that of many; none is plain again."""
-    _, report = finished
+    _, report, _ = finished
     means = {row.method: row.means for row in report.rows}
     for name in ("lds", "lds-inverse", "mdi", "balanced-bins", "balanced-mse"):
         assert means[name]["few"] < means["plain"]["few"], name
@@ -117,11 +195,11 @@ def test_remedies_move_errors_to_where_they_should(finished):
     for name, score in report.scores.items():
         same = np.array_equal(score.absolute, report.scores["plain"].absolute)
         assert same == (name == "plain")
-        assert np.all(score.values["pearson"] > 0.4), name
+        assert np.all(score.values["pearson"] > 0.3), name
 
 
 def test_verdict_says_when_nothing_is_significant(finished):
-    _, report = finished
+    _, report, _ = finished
     rows = [row._replace(corrected_p_value=row.difference and 0.5) for row in report.rows]
     lines = _regression_report.verdict(rows, "lds")
     assert lines[0] == "No remedy has a significantly lower balanced error than plain training."
@@ -145,44 +223,42 @@ def test_units_of_the_target_change_units_alone(finished, generator):
         if outcome is None:
             sizes = task.split.validation.shape[1], task.split.test.shape[1]
             guesses = [generator.normal(size=(1, 1, size)).astype(np.float32) for size in sizes]
-            outcome = _regression_sweep.RegressionOutcome(*guesses, {})
+            outcome = _regression_sweep.RegressionOutcome(*guesses, np.zeros((1, 1, 20, 5)), {})
             first = task, _regression_score.score_regression(task, outcome).values
         np.testing.assert_allclose(task.standardized, first[0].standardized, atol=1e-5)
         values = _regression_score.score_regression(task, outcome).values
         for name in _regression_score.ERRORS:
             np.testing.assert_allclose(values[name], scale * first[1][name], rtol=1e-4)
     report = finished[1]
-    rows = [row._replace(balanced_mae=_statistics.Estimate(2.3456e-7, 0, 1)) for row in report.rows]
+    rows = [row._replace(balanced=_statistics.Estimate(2.3456e-7, 0, 1)) for row in report.rows]
     tiny = report._replace(rows=rows)
     assert "| 0.000000235 ± 0.000000000 |" in _regression_table.regression_markdown(tiny)
-    stored = json.loads(_regression_report.regression_json(tiny))
+    stored = json.loads(_report.to_json(_regression_report.ERROR, tiny))
     assert stored["methods"][0]["balanced_mae"]["mean"] == 2.3456e-7
 
 
-def test_a_csv_and_a_step_size_that_diverges(tmp_path, generator, capsys):
-    out, path = tmp_path / "out", table(tmp_path, generator)
-    arguments = ("--target", "price", "--methods", "lds", "--bins", "5")
-    sizes = ("--seeds", "2", "--steps", "20", "--step-sizes", "1e30", "0.01")
-    code, printed, error = run(capsys, path, *arguments, "--out", out, *sizes)
-    assert (code, error) == (0, "")
-    assert {path.name for path in out.iterdir()} == OUTPUTS
-    for text in ("5 bins of the target", "balanced MAE", "lds: 2 of 4 runs diverged"):
+def test_what_is_printed_and_a_step_size_that_diverges(finished):
+    _, report, printed = finished
+    for text in ("20 bins of the target", "balanced MAE", "lds: 2 of 4 runs diverged"):
         assert text in printed
     assert "\x1b[" not in printed
-    stored = json.loads((out / "report.json").read_text())
-    for row in stored["methods"]:
-        assert row["step_sizes"] == [0.01, 0.01]
-        assert np.isfinite(row["balanced_mae"]["mean"])
+    for row in report.rows:
+        assert row.step_sizes == [0.01, 0.01]
+        assert np.isfinite(row.balanced_mae.mean)
+        assert report.scores[row.method].diverged == 2
 
 
-def test_real_data_and_an_official_test_set(shared_data, tmp_path, capsys):
+def test_real_data_and_an_official_test_set(shared_data, tmp_path, capsys, monkeypatch):
     """Abalone's rings: one bin for each, and weights help where examples are few."""
+    monkeypatch.setattr(_figures, "available", lambda: False)
     source, out = shared_data / "abalone", tmp_path / "out"
     methods = ("--methods", "lds", "--target", "rings")
     sizes = ("--seeds", "2", "--steps", "200", "--step-sizes", "0.02", "--model", "linear")
     code, printed, _ = run(capsys, source, *methods, *sizes, "--out", out)
     assert code == 0
     assert "29 bins of the target from 1 to 29" in printed
+    assert 'no figures: pip install "jaxbalance[plot]" draws them' in printed
+    assert {path.name for path in out.iterdir()} == OUTPUTS - PICTURES
     stored = json.loads((out / "report.json").read_text())
     means = {row["method"]: row["means"] for row in stored["methods"]}
     assert means["lds"]["few"] < 0.85 * means["plain"]["few"]
@@ -205,10 +281,11 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
         shape = len(task.center), len(budget.step_sizes)
         sizes = task.split.validation.shape[1], task.split.test.shape[1]
         guesses = [generator.normal(size=(*shape, size)).astype(np.float32) for size in sizes]
-        like = _regression_sweep.regressor((3,), model="mlp").start(0)
+        like = _regression_network.regressor((3,), model="mlp").start(0)
         params = jax.tree.map(lambda leaf: np.broadcast_to(leaf, shape + leaf.shape), like)
+        curve = generator.uniform(size=(*shape, 20, task.num_bins))
         report(1.0)
-        return [_regression_sweep.RegressionOutcome(*guesses, params) for _ in methods], 1
+        return [_regression_sweep.RegressionOutcome(*guesses, curve, params) for _ in methods], 1
 
     heard = []
 
@@ -218,6 +295,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
             raise KeyboardInterrupt
 
     monkeypatch.setattr(_regression_run, "train_regressions", made_up)
+    monkeypatch.setattr(_figures, "available", lambda: False)
     settings = compare.Settings(
         data="memory", task="regression", methods="lds,absolute,fds", seeds=2, steps=20,
         step_sizes=(0.01, 0.02), out=tmp_path,
@@ -237,22 +315,8 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatc
     one_more = dataset(rows=80)._replace(targets=dataset(rows=80).targets + 1)
     report = compare.compare_regression(settings, dataset=one_more)
     assert calls == [2, 1, 1, 1, 2, 1, 1], "other targets found the runs of these"
-    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS
+    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS - PICTURES
     assert set(report.scores) == {"plain", "lds", "absolute", "fds"}
-
-
-def test_a_damaged_finished_group_is_trained_again(tmp_path):
-    path = tmp_path / "kept.npz"
-    path.write_bytes(b"PK\x03\x04 not a zip file")
-    assert _regression_files.load_regressions(path, {"w": 0}, 1) is None
-    outcome = _regression_sweep.RegressionOutcome(np.zeros(2), np.ones(2), {"w": np.ones(3)})
-    _files.save_outcomes(path, [outcome])
-    assert _regression_files.load_regressions(path, {"w": 0}, 2) is None
-    (back,) = _regression_files.load_regressions(path, {"w": 0}, 1)
-    np.testing.assert_array_equal(back.params["w"], np.ones(3))
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"kept\.npz' is damaged"):
-        compare.load_model(path)
 
 
 BAD = [

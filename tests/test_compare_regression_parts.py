@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxbalance import compare, data, samplers
+from jaxbalance import compare, data, losses, samplers
 from jaxbalance.compare import (
     REGRESSION_METHODS as METHODS,
 )
 from jaxbalance.compare import (
+    _figures,
+    _files,
+    _regression_methods,
+    _regression_network,
     _regression_report,
     _regression_score,
     _regression_sweep,
     _regression_task,
+    _report,
     _statistics,
 )
 from jaxbalance.compare._plan import Budget
@@ -152,11 +157,10 @@ def test_weights_are_those_of_their_formulas():
 
 
 def test_one_bin_makes_density_weights_equal():
-    task = _regression_task.make_regression_task(dataset(rows=80), bins=1, seeds=1)
-    methods = [METHODS["lds"], METHODS["lds-inverse"]]
-    shared = _regression_sweep.share(task, Budget(20, 8, (0.01,), "mlp"), methods)
-    weights = np.asarray(shared.weights)[:, 0, task.split.train[0]]
-    np.testing.assert_allclose(weights, 1, rtol=1e-6)
+    bins = _regression_methods.Bins(jnp.array([-1.0, 1.0]), jnp.array([9.0]), *[jnp.zeros(1)] * 2)
+    for name in ("lds", "lds-inverse"):
+        weights = jax.jit(METHODS[name].weigh)(jnp.linspace(-1, 1, 9), jnp.zeros(9, int), bins)
+        np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
 # Choosing and measuring
@@ -174,8 +178,9 @@ def test_scores_are_those_of_loops_over_bins(generator):
     }
     guesses["t"][0, 1, 4] = np.nan
     guesses["v"][0, 1] = np.take_along_axis(task.standardized, split.validation, axis=1)[0]
+    curve = generator.uniform(size=(2, rates, 20, 6))
     outcome = _regression_sweep.RegressionOutcome(
-        guesses["v"], guesses["t"], {"w": np.arange(6.0).reshape(2, 3)}
+        guesses["v"], guesses["t"], curve, {"w": np.arange(6.0).reshape(2, 3)}
     )
     score = _regression_score.score_regression(task, outcome)
     assert score.diverged == 1
@@ -187,6 +192,7 @@ def test_scores_are_those_of_loops_over_bins(generator):
         judged = [np.inf if (seed, i) == (0, 1) else balanced(held[i], bins) for i in range(rates)]
         best = int(np.argmin(judged))
         assert score.chosen[seed] == best
+        np.testing.assert_allclose(score.curve[seed], task.scale[seed] * curve[seed, best])
         assert score.validation[seed] == pytest.approx(judged[best], rel=1e-5)
         guess = task.center[seed] + task.scale[seed] * guesses["t"][seed, best].astype(np.float64)
         target, bins = task.targets[split.test[seed]], split.dataset.labels[split.test[seed]]
@@ -220,11 +226,11 @@ def test_a_lone_example_is_as_uncertain_as_the_others():
 def test_padding_and_neighbours_in_objectives():
     """A padded place adds nothing; ConR's window reaches the next whole number and no further."""
     edges = jnp.arange(5.0) / 3
-    bins = _regression_sweep.Bins(edges, jnp.ones(4), edges[:4], jnp.linspace(0, 1, 11))
+    bins = _regression_methods.Bins(edges, jnp.ones(4), edges[:4], jnp.linspace(0, 1, 11))
     targets = jnp.array([0.0, 1 / 3, 2 / 3, jnp.nan])
     features = jnp.eye(4)
-    guess = _regression_sweep.Guess(jnp.zeros(4), features, jnp.zeros((4, 10)), jnp.float32(0.1))
-    truth = _regression_sweep.Truth(targets, jnp.ones(4))
+    guess = _regression_methods.Guess(jnp.zeros(4), features, jnp.zeros((4, 10)), jnp.float32(0.1))
+    truth = _regression_methods.Truth(targets, jnp.ones(4))
     for objective in {method.objective for method in METHODS.values()}:
         value = jax.jit(objective)(guess, truth, bins)
         assert value.shape == (4,)
@@ -237,35 +243,57 @@ def test_padding_and_neighbours_in_objectives():
 
 
 def test_one_bin_makes_smoothed_features_plain():
+    """Losses and gradients, before and after statistics of features were folded."""
     task = _regression_task.make_regression_task(dataset(rows=60), bins=1, seeds=1)
-    budget, heard = Budget(20, 8, (0.01,), "mlp"), []
-    plain, smoothed = (
-        _regression_sweep.train_regressions(task, budget, [METHODS[name]], heard.append)
-        for name in ("plain", "fds")
-    )
-    assert heard == [pytest.approx(part / 20) for part in range(1, 21)] * 2
-    assert (plain[1], smoothed[1]) == (1, 1)
-    np.testing.assert_allclose(smoothed[0][0].test, plain[0][0].test, rtol=1e-3, atol=1e-4)
+    budget = Budget(20, 8, (0.01,), "linear")
+    shared = _regression_sweep.share(task, budget, [METHODS["plain"]])
+    run = _regression_sweep._Runs(jnp.float32(0.01), jnp.int32(0), jnp.int32(0))
+    rows, bins = shared.rows[0, 0, 0, 0], jnp.zeros(8, jnp.int32)
+    params = _regression_network.regressor((3,), model="linear").start(0)
+    losses_of = {}
+    for name in ("plain", "fds"):
+        plan = _regression_sweep._plan(task, budget, METHODS[name])
+        loss = _regression_sweep._loss(plan, run, shared)
+
+        @jax.jit
+        def both(params, state, loss=loss):
+            def total(params):
+                values, after = loss(params, state, jax.random.key(0), rows, bins)
+                return jnp.sum(values), after
+
+            return jax.value_and_grad(total, has_aux=True)(params)
+
+        state = ()
+        if name == "fds":
+            state = losses.init_feature_smoothing_state(num_buckets=1, num_features=3)
+        first = both(params, state)
+        if name == "fds":
+            state = losses.fold_feature_statistics(first[0][1], window=losses.gaussian_window())
+        second = both(params, state)
+        losses_of[name] = [(value, gradient) for (value, _), gradient in (first, second)]
+    for ours, theirs in zip(
+        jax.tree.leaves(losses_of["fds"]), jax.tree.leaves(losses_of["plain"]), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_images_train_one_run_after_the_other(tmp_path, generator):
-    targets = generator.uniform(size=24)
-    images = generator.normal(size=(24, 4, 4)) + 3 * targets[:, None, None]
-    settings = compare.Settings(
-        data="memory", task="regression", methods="plain", model="cnn", bins=2, seeds=1, steps=20,
-        step_sizes=(0.01,), batch_size=8, out=tmp_path,
-    )  # fmt: skip
-    report = compare.compare_regression(
-        settings, dataset=data.from_target_arrays(images.astype(np.float32), targets)
-    )
-    assert report.facts["budget"]["model"] == "cnn"
-    assert np.isfinite(report.rows[0].balanced_mae.mean)
+def test_networks_for_images_guess_one_number_each(generator):
+    network = _regression_network.regressor((4, 4, 1), model="cnn")
+    assert network.one_by_one == (jax.default_backend() == "cpu")
+    images = jnp.asarray(generator.normal(size=(3, 4, 4, 1)), jnp.float32)
+    guesses = _regression_network.predict(network, network.start(0), images)
+    assert guesses.shape == (3,)
+    assert np.isfinite(guesses).all()
+    for one_by_one in (False, True):
+        switched = network._replace(one_by_one=one_by_one)
+        found = _regression_network.over_runs(switched, lambda run: run[0] * run[1], (guesses,) * 2)
+        np.testing.assert_allclose(found, guesses**2)
 
 
 def test_no_target_lies_beyond_the_centres_of_the_bins():
     """So that balanced MSE is bounded: far out it is at least the log of the rarest bin's share."""
     task = _regression_task.make_regression_task(dataset(), bins=8, seeds=2)
-    shared = _regression_sweep.share(task, Budget(20, 8, (0.01,), "mlp"), [METHODS["plain"]])
+    shared = _regression_sweep.share(task, Budget(20, 16, (0.01,), "mlp"), [METHODS["plain"]])
     for seed, rows in enumerate(task.split.train):
         targets, ids = task.standardized[seed, rows], task.split.dataset.labels[rows]
         centers, sizes = np.asarray(shared.statistics.centers[seed]), task.split.class_counts
@@ -276,8 +304,8 @@ def test_no_target_lies_beyond_the_centres_of_the_bins():
     bins = jax.tree.map(lambda leaf: leaf[1], shared.statistics)
     top = jnp.full(3, targets.max())
     far = jnp.array([1.0, 10.0, 100.0]) * top
-    guess = _regression_sweep.Guess(far, far[:, None], jnp.zeros((3, 10)), jnp.float32(0.5))
-    truth = _regression_sweep.Truth(top, jnp.ones(3))
+    guess = _regression_methods.Guess(far, far[:, None], jnp.zeros((3, 10)), jnp.float32(0.5))
+    truth = _regression_methods.Truth(top, jnp.ones(3))
     values = jax.jit(METHODS["balanced-mse"].objective)(guess, truth, bins)
     least = np.log(sizes[sizes > 0].min() / sizes.sum())
     assert np.all(np.asarray(values) >= least - 1e-3)
@@ -291,3 +319,33 @@ def test_step_sizes_at_the_end_of_the_grid_are_named():
     (note,) = _regression_report.step_size_notes(rows, (0.03, 0.1, 0.3))
     assert note.startswith("most seeds chose the smallest step size tried, 0.03, for mdi:")
     assert _regression_report.step_size_notes(rows, (0.1,)) == []
+
+
+@pytest.mark.parametrize("places", [range(12), (0, 6), (1, 7, 13)])
+def test_no_two_methods_of_a_picture_share_a_colour(places):
+    names = ["plain", *(f"m{i}" for i in range(20))]
+    row = _report.Row("", None, None, None, {}, [], 0.0)
+    rows = [row._replace(method=name) for name in names]
+    hidden = {name for i, name in enumerate(names) if name != "plain" and i not in places}
+    report = _report.Report(rows, names[max(places)], [], [], {}, {})
+    styles = _figures._styles(report, hidden)
+    bold = [style for style in styles if style.emphasis]
+    assert len({style.colour for style in bold}) == len(bold)
+    assert {style.method for style in styles} == set(names) - hidden
+
+
+def test_a_damaged_finished_group_is_trained_again(tmp_path):
+    path = tmp_path / "kept.npz"
+    path.write_bytes(b"PK\x03\x04 not a zip file")
+    kind = _regression_sweep.RegressionOutcome
+    assert _files.load_outcomes(path, {"w": 0}, 1, kind) is None
+    outcome = kind(np.zeros(2), np.ones(2), np.full(2, 3.0), {"w": np.ones(3)})
+    _files.save_outcomes(path, [outcome])
+    assert _files.load_outcomes(path, {"w": 0}, 2, kind) is None
+    (back,) = _files.load_outcomes(path, {"w": 0}, 1, kind)
+    assert isinstance(back, kind)
+    np.testing.assert_array_equal(back.curve, np.full(2, 3.0))
+    np.testing.assert_array_equal(back.params["w"], np.ones(3))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"kept\.npz' is damaged"):
+        compare.load_model(path)

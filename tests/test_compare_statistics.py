@@ -45,16 +45,16 @@ def test_no_spread_at_all():
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(generator):
     """4000 simulations of 95 % coverage: outside 93.5 to 96.5 % once in about 100,000 seeds."""
-    number, seeds, examples = 4000, 5, 200
+    number, seeds, examples, truth = 4000, 5, 200, 0.7
     hits = 0
-    for _ in range(number):
-        truth = 0.7
-        test_set = generator.normal(truth, 0.5, size=examples)  # shared by all seeds
-        values = test_set.mean() + generator.normal(0, 0.02, size=seeds)
-        variance = test_set.var(ddof=1) / examples
-        got = one(values, variance, redrawn=False, test_share=0.0)
+    for _ in range(number // 2):
+        # Two at a time: fewer than three spreads are not moderated.
+        tests = generator.normal(truth, 0.5, size=(2, examples))  # each shared by all its seeds
+        values = tests.mean(axis=1)[:, None] + generator.normal(0, 0.02, size=(2, seeds))
+        variances = tests.var(axis=1, ddof=1) / examples
+        found = statistics.estimates(values, variances, redrawn=False, test_share=0.0)
         # Known variance and few seeds: Student's t is wider than needed, never narrower.
-        hits += abs(got.mean - truth) <= got.half_width
+        hits += sum(abs(got.mean - truth) <= got.half_width for got in found)
     assert hits / number >= 0.935
 
 
@@ -119,10 +119,10 @@ def test_equal_variances_are_raised_to_one_and_few_are_left_alone(generator):
 def test_false_claims_stay_at_five_percent(seeds, scatter, generator):
     """No remedy helps, all share the baseline's noise, spreads differ from method to method.
 
-    Any claim is false. Of 1500 simulated comparisons of 11 remedies at most 5 % may make one; the
+    Any claim is false. Of 1000 simulated comparisons of 11 remedies at most 5 % may make one; the
     bound below is passed by chance about once in 10,000 seeds.
     """
-    number, false = 1500, 0
+    number, false = 1000, 0
     for _ in range(number):
         spread = np.exp(generator.normal(0, scatter, size=(11, 1)))
         gains = spread * generator.normal(size=(11, seeds)) - generator.normal(size=seeds)
@@ -153,7 +153,7 @@ def claims(rule, gains):
 
 def test_why_the_published_rule_is_changed(generator):
     """The two claims of ``moderate``'s docstring, at three seeds and unequal spreads."""
-    number, false, found_by_ours, found_by_t = 1500, 0, 0, 0
+    number, false, found_by_ours, found_by_t = 1000, 0, 0, 0
     for _ in range(number):
         spread = np.exp(generator.normal(0, 0.7, size=(11, 1)))
         gains = spread * generator.normal(size=(11, 3)) - generator.normal(size=3)
@@ -161,5 +161,5 @@ def test_why_the_published_rule_is_changed(generator):
         gains[0] += 2.5 * np.sqrt(spread[0] ** 2 + 1)
         found_by_ours += claims(statistics.moderate, gains)[0]
         found_by_t += claims(lambda variances, freedom: (variances, freedom), gains)[0]
-    assert false / number > 0.1
+    assert false / number > 0.08  # 0.12 or so; below 0.08 once in about 10,000 seeds
     assert found_by_ours > 3 * found_by_t

@@ -20,8 +20,8 @@ def evaluate(plan: Plan, params: Params, seeds: Array, shared: Shared) -> tuple[
     def one(carried: tuple[Params, Array]) -> tuple[Array, Array]:
         params, seed = carried
         return (
-            outputs(plan.apply, params, shared.validation[seed], seed, shared),
-            outputs(plan.apply, params, shared.test[seed], seed, shared),
+            outputs(plan.network.apply, params, shared.validation[seed], seed, shared),
+            outputs(plan.network.apply, params, shared.test[seed], seed, shared),
         )
 
     return over_runs(plan, one, (params, seeds))
@@ -30,7 +30,7 @@ def evaluate(plan: Plan, params: Params, seeds: Array, shared: Shared) -> tuple[
 def recall(plan: Plan, params: Params, seed: Array, shared: Shared) -> Array:
     """Recall of each class on the rows of the learning curve."""
     rows = shared.curve[seed]
-    predictions = jnp.argmax(outputs(plan.apply, params, rows, seed, shared), axis=-1)
+    predictions = jnp.argmax(outputs(plan.network.apply, params, rows, seed, shared), axis=-1)
     return metrics.recall(
         metrics.confusion_matrix(
             shared.labels[rows], predictions.astype(jnp.int32), num_classes=plan.num_classes
@@ -44,7 +44,7 @@ def refitted(plan: Plan, refit: Refit, params: Params, seeds: Array, shared: Sha
     def one(carried: tuple[Params, Array]) -> Params:
         params, seed = carried
         rows = shared.train[seed]
-        features = outputs(plan.features, params, rows, seed, shared)
+        features = outputs(plan.network.features, params, rows, seed, shared)
         return with_head(params, refit(features, shared.labels[rows], plan.num_classes))
 
     # One run after the other, for the memory of one.

@@ -2,56 +2,65 @@
 
 import hashlib
 import pathlib
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+import jaxbalance
 from jaxbalance._storage import from_npz, to_npz, write_atomically
 from jaxbalance.compare._plan import Budget
 from jaxbalance.compare._sweep import Outcome
 from jaxbalance.compare._task import Task
 
-Tree = TypeVar("Tree")
 
-
-def digest(task: Task, budget: Budget, methods: Sequence[str], version: str) -> str:
-    """Names the runs of a group: equal digest, equal numbers."""
-    content = hashlib.sha256(repr((tuple(budget), tuple(methods), version)).encode())
+def place(
+    out: pathlib.Path, task: Task, budget: Budget, methods: Sequence[str], others: Sequence[Any]
+) -> pathlib.Path:
+    """The file for a group of methods, whose runs depend on ``others`` too: equal, equal runs."""
+    known = tuple(budget), tuple(methods), jaxbalance.__version__
+    content = hashlib.sha256(repr(known).encode())
     rows = (task.train, task.validation, task.test)
-    for array in (task.dataset.inputs, task.dataset.labels, *rows):
+    for array in (task.dataset.inputs, task.dataset.labels, *rows, *others):
         content.update(np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()[:16]
+    return out / "finished-runs" / f"{content.hexdigest()[:16]}.npz"
 
 
 def save_outcomes(path: pathlib.Path, outcomes: Sequence[Any]) -> None:
     """Keep the runs of a finished group."""
     leaves = jax.tree.leaves(list(outcomes))
     arrays = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, to_npz(arrays))
 
 
-def load_outcomes(path: pathlib.Path, like: Any, number: int) -> list[Outcome] | None:
+def load_outcomes(
+    path: pathlib.Path, like: Any, number: int, kind: Callable[..., Any] = Outcome
+) -> list[Any] | None:
     """Read back what :func:`save_outcomes` kept; None where there is nothing usable.
 
     Args:
       path: the file.
       like: parameters of the model, for their tree structure.
       number: how many outcomes to expect.
+      kind: what they are, three arrays and the parameters.
     """
     nothing = np.zeros(0)
-    return load_like(path, [Outcome(nothing, nothing, nothing, like)] * number)
-
-
-def load_like(path: pathlib.Path, like: Tree) -> Tree | None:
-    """Read the leaves of a tree into the structure of ``like``; None if they are not as many."""
+    wanted = [kind(nothing, nothing, nothing, like)] * number
     try:
         stored = from_npz(path)
     except (OSError, ValueError):
         return None
     leaves = [stored[name] for name in sorted(stored)]
-    if len(leaves) != len(jax.tree.leaves(like)):
+    if len(leaves) != len(jax.tree.leaves(wanted)):
         return None
-    tree: Tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return tree
+    outcomes: list[Any] = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+    return outcomes
+
+
+def forget(out: pathlib.Path) -> None:
+    """Delete what was kept: the report is written."""
+    for kept in (out / "finished-runs").glob("*.npz"):
+        kept.unlink()
+    (out / "finished-runs").rmdir()

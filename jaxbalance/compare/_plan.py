@@ -30,16 +30,22 @@ class Budget(NamedTuple):
     """``linear``, ``mlp`` or ``cnn``."""
 
 
+class Network(NamedTuple):
+    """What is trained; trainings with equal heads have the same."""
+
+    build: Callable[[Array], models.Functional]
+    initial: Callable[[int, bool], Params]
+    """``(seeds, fresh) -> params``, one network per seed, or another one for ``fresh`` heads."""
+    apply: Callable[[Params, Array], Array]
+    features: Callable[[Params, Array], Array]
+
+
 class Plan(NamedTuple):
     """What is fixed in a compiled program."""
 
     training: Training
     """Any of those that the program serves."""
-    build: Callable[[Array], models.Functional]
-    networks: Callable[[int, bool], Params]
-    """``(seeds, fresh) -> params``, one network per seed, or another one for ``fresh`` heads."""
-    apply: Callable[[Params, Array], Array]
-    features: Callable[[Params, Array], Array]
+    network: Network
     num_classes: int
     phases: tuple[int, ...]
     """Steps of every cosine schedule, one after the other."""
@@ -116,19 +122,23 @@ def _filled_up(leaf: Array, like: Array) -> Array:
     return jnp.pad(leaf, widths)
 
 
-def make_plan(task: Task, budget: Budget, training: Training) -> Plan:
-    """The plan of a training and of those that share its program."""
-    if training.link is not None and training.augmentation is not NONE:
-        raise ValueError("training: got a link and an augmentation, wanted one of them at most")
+def make_network(task: Task, budget: Budget, training: Training) -> Network:
+    """The network of a training and of those that have its head."""
     build = task_builder(task, budget, training)
     model = build(jax.random.key(0))
+    return Network(build, cache(partial(_initial, build)), model.apply, model.features)
+
+
+def make_plan(
+    task: Task, budget: Budget, training: Training, network: Network | None = None
+) -> Plan:
+    """The plan of a training and of those that share its program; None makes the network."""
+    if training.link is not None and training.augmentation is not NONE:
+        raise ValueError("training: got a link and an augmentation, wanted one of them at most")
     early = budget.steps // SEGMENTS * LATE
     return Plan(
         training=training,
-        build=build,
-        networks=cache(partial(_networks, build)),
-        apply=model.apply,
-        features=model.features,
+        network=make_network(task, budget, training) if network is None else network,
         num_classes=task.num_classes,
         phases=(early, budget.steps - early) if training.decoupled else (budget.steps,),
         # Convolutions fill the cores by themselves: on CPU one run after the other is faster
@@ -137,7 +147,7 @@ def make_plan(task: Task, budget: Budget, training: Training) -> Plan:
     )
 
 
-def _networks(build: Callable[[Array], models.Functional], seeds: int, fresh: bool) -> Params:
+def _initial(build: Callable[[Array], models.Functional], seeds: int, fresh: bool) -> Params:
     keys = [jax.random.key(seed) for seed in range(seeds)]
     if fresh:
         keys = [jax.random.fold_in(key, 1) for key in keys]

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxbalance import data
-from jaxbalance._storage import from_npz, to_npz, write_atomically
+from jaxbalance._storage import from_npz
 from jaxbalance._types import Array, ArrayLike, HostArray
-from jaxbalance.compare._model import Predictor
-from jaxbalance.compare._model import load_model as load_classifier
+from jaxbalance.compare._model import (
+    Predictor,
+    parameters,
+    read_classifier,
+    standardization,
+    write_model,
+)
 from jaxbalance.compare._plan import Budget
+from jaxbalance.compare._regression_network import predict, regressor
 from jaxbalance.compare._regression_score import RegressionScore
-from jaxbalance.compare._regression_sweep import predict, regressor
 from jaxbalance.compare._regression_task import RegressionTask
 
 
@@ -33,20 +36,8 @@ def save_regression(
     path: pathlib.Path, task: RegressionTask, budget: Budget, method: str, score: RegressionScore
 ) -> None:
     """Write the run of ``method`` that validation liked best."""
-    standardizer = jax.tree.map(lambda leaf: leaf[score.seed], task.split.standardizer)
-    about = {
-        "task": "regression",
-        "method": method,
-        "model": budget.model,
-        "input_shape": task.split.inputs.shape[1:],
-        "feature_names": task.split.dataset.feature_names,
-    }
-    leaves = {f"params/{i:04d}": np.asarray(p) for i, p in enumerate(jax.tree.leaves(score.params))}
-    fixed = {f"standardizer/{name}": value for name, value in standardizer._asdict().items()}
     units = {"center": task.center[score.seed], "scale": task.scale[score.seed]}
-    described = {"about": np.asarray(json.dumps(about))}
-    units = {name: np.asarray(value) for name, value in units.items()}
-    write_atomically(path, to_npz({**described, **units, **fixed, **leaves}))
+    write_model(path, task.split, budget, method, score, {"task": "regression"}, units)
 
 
 def load_model(path: str | pathlib.Path) -> Predictor | TargetPredictor:
@@ -65,23 +56,17 @@ def load_model(path: str | pathlib.Path) -> Predictor | TargetPredictor:
     """
     arrays = from_npz(pathlib.Path(path))
     about = json.loads(str(arrays["about"]))
-    if about.get("task") != "regression":
-        return load_classifier(path)
-    return _regression(arrays, about)
+    read = _read_regression if about.get("task") == "regression" else read_classifier
+    return read(arrays, about)
 
 
-def _regression(arrays: Mapping[str, HostArray], about: Mapping[str, Any]) -> TargetPredictor:
+def _read_regression(arrays: Mapping[str, HostArray], about: Mapping[str, Any]) -> TargetPredictor:
     network = regressor(tuple(about["input_shape"]), model=about["model"])
-    leaves = [arrays[name] for name in sorted(arrays) if name.startswith("params/")]
-    structure = jax.tree.structure(network.start(0))
-    params = jax.tree.unflatten(structure, map(jnp.asarray, leaves))
-    fields = {name: arrays[f"standardizer/{name}"] for name in data.Standardizer._fields}
-    standardizer = data.Standardizer(**fields)
+    params, standardize = parameters(arrays, network.start(0)), standardization(arrays)
     center, scale = (jnp.asarray(arrays[name], jnp.float32) for name in ("center", "scale"))
 
     @jax.jit
     def targets(inputs: ArrayLike) -> Array:
-        ready = data.standardize(standardizer, jnp.asarray(inputs))
-        return center + scale * predict(network, params, ready)
+        return center + scale * predict(network, params, standardize(inputs))
 
     return TargetPredictor(targets, about["method"])

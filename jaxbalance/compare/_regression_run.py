@@ -3,38 +3,41 @@
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-import jaxbalance
 from jaxbalance import _storage, data
 from jaxbalance._check import InputError
-from jaxbalance.compare import _figures, _files, _regression_files
 from jaxbalance.compare._plan import Budget
-from jaxbalance.compare._regression_figures import error_by_target
+from jaxbalance.compare._regression_figures import error_by_target, error_curves
 from jaxbalance.compare._regression_methods import REGRESSION_METHODS, RegressionMethod
 from jaxbalance.compare._regression_model import save_regression
+from jaxbalance.compare._regression_network import regressor
 from jaxbalance.compare._regression_report import (
+    ERROR,
     RegressionReport,
     build_regression_report,
-    regression_json,
 )
 from jaxbalance.compare._regression_score import RegressionScore, score_regression
 from jaxbalance.compare._regression_sweep import (
     RegressionOutcome,
     program,
-    regressor,
     train_regressions,
 )
 from jaxbalance.compare._regression_table import regression_markdown
 from jaxbalance.compare._regression_task import RegressionTask, make_regression_task
 from jaxbalance.compare._run import (
+    Group,
     Listener,
     Settings,
     check_numbers,
     choose_methods,
+    describe,
     make_budget,
+    run_groups,
+    write,
 )
 
 
@@ -73,21 +76,18 @@ def compare_regression(
         )
     budget = make_budget(settings, task.split)
     _storage.prepare_folder(settings.out, option="--out")
-    scores: dict[str, RegressionScore] = {}
-    seconds: dict[str, float] = {}
-    compilations = 0
-    for group in _groups(methods):
-        outcomes, spent, compiled = _train(settings.out, task, budget, group, listener)
-        compilations += compiled
-        for name, outcome in zip(group, outcomes, strict=True):
-            scores[name], seconds[name] = score_regression(task, outcome), spent
-    ordered = {name: scores[name] for name in methods}
+    groups = (_group(task, budget, names) for names in _groups(methods))
+    scores, seconds, compilations = run_groups(
+        settings, task.split, budget, groups, listener, (task.targets, task.edges)
+    )
     facts = {
-        **_facts(settings, task, budget),
+        **describe(settings, task.split, budget, _about(settings, task)),
         "compiled_programs": compilations,
         "seconds": time.perf_counter() - begun,
     }
-    report = build_regression_report(task, budget, ordered, seconds, facts)
+    report = build_regression_report(
+        task, budget, {name: scores[name] for name in methods}, seconds, facts
+    )
     _write(settings.out, task, budget, report)
     return report
 
@@ -100,73 +100,39 @@ def _groups(methods: Mapping[str, RegressionMethod]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _train(
-    out: pathlib.Path,
-    task: RegressionTask,
-    budget: Budget,
-    group: Sequence[str],
-    listener: Listener,
-) -> tuple[list[RegressionOutcome], float, int]:
-    """Outcomes of a group, seconds per method, and how many programs were compiled for it."""
-    label, runs = ", ".join(group), len(group) * len(task.center) * len(budget.step_sizes)
-    digest = _regression_files.digest(task, budget, group, jaxbalance.__version__)
-    kept = out / "finished-runs" / f"{digest}.npz"
-    like = regressor(task.split.inputs.shape[1:], model=budget.model).start(0)
-    found = _regression_files.load_regressions(kept, like, len(group))
-    if found is not None:
-        listener(f"{label} (finished before)", runs, 1.0)
-        return found, 0.0, 0
-    begun = time.perf_counter()
-    methods = [REGRESSION_METHODS[name] for name in group]
-    outcomes, compiled = train_regressions(
-        task, budget, methods, lambda fraction: listener(label, runs, fraction)
+def _group(task: RegressionTask, budget: Budget, names: list[str]) -> Group[RegressionScore]:
+    def judge(outcomes: Sequence[RegressionOutcome]) -> dict[str, RegressionScore]:
+        scores = (score_regression(task, outcome) for outcome in outcomes)
+        return dict(zip(names, scores, strict=True))
+
+    return Group(
+        names=names,
+        trainings=len(names),
+        outcome=RegressionOutcome,
+        params=regressor(task.split.inputs.shape[1:], model=budget.model).start(0),
+        train=partial(train_regressions, task, budget, [REGRESSION_METHODS[n] for n in names]),
+        judge=judge,
     )
-    kept.parent.mkdir(exist_ok=True)
-    _files.save_outcomes(kept, outcomes)
-    return outcomes, (time.perf_counter() - begun) / len(group), compiled
 
 
-def _facts(settings: Settings, task: RegressionTask, budget: Budget) -> dict[str, Any]:
-    split = task.split
+def _about(settings: Settings, task: RegressionTask) -> dict[str, Any]:
     return {
-        "data": {
-            "name": split.dataset.name,
-            "source": settings.data,
-            "target": settings.target,
-            "examples": len(task.targets),
-            "bins": task.num_bins,
-            "edges": task.edges.tolist(),
-            "lowest": float(task.targets.min()),
-            "highest": float(task.targets.max()),
-            "training_counts": split.class_counts.tolist(),
-            "train": split.train.shape[1],
-            "validation": split.validation.shape[1],
-            "test": split.test.shape[1],
-            "test_redrawn_per_seed": split.redrawn,
-            "fingerprint": split.fingerprint,
-        },
-        "budget": {
-            "seeds": settings.seeds,
-            "steps": budget.steps,
-            "batch_size": budget.batch_size,
-            "step_sizes": list(budget.step_sizes),
-            "model": budget.model,
-            "optimiser": "adam, cosine decay to zero",
-        },
+        "target": settings.target,
+        "examples": len(task.targets),
+        "bins": task.num_bins,
+        "edges": task.edges.tolist(),
+        "lowest": float(task.targets.min()),
+        "highest": float(task.targets.max()),
     }
 
 
 def _write(
     out: pathlib.Path, task: RegressionTask, budget: Budget, report: RegressionReport
 ) -> None:
-    if _figures.available():
-        _storage.write_atomically(out / "error_by_target.png", error_by_target(task, report))
-    else:
-        report.notes.append('no figure: pip install "jaxbalance[plot]" draws it')
     best = report.scores[report.recommended]
     save_regression(out / "model.npz", task, budget, report.recommended, best)
-    _storage.write_atomically(out / "report.md", regression_markdown(report).encode())
-    _storage.write_atomically(out / "report.json", regression_json(report).encode())
-    for kept in (out / "finished-runs").glob("*.npz"):
-        kept.unlink()
-    (out / "finished-runs").rmdir()
+    pictures = {
+        "error_by_target.png": partial(error_by_target, task),
+        "learning_curves.png": partial(error_curves, task),
+    }
+    write(out, report, ERROR, pictures, regression_markdown)

@@ -30,6 +30,8 @@ class RegressionScore(NamedTuple):
     """Validation balanced MAE of the chosen run of each seed ``[S]``."""
     chosen: HostArray
     """Index of the chosen step size of each seed ``[S]``."""
+    curve: HostArray
+    """Validation MAE of each bin along the chosen runs ``[S, segments, M]``."""
     diverged: int
     """Runs, of all seeds and step sizes, that ended in non-finite predictions; never chosen unless
     all step sizes of a seed did."""
@@ -61,6 +63,7 @@ def score_regression(task: RegressionTask, outcome: RegressionOutcome) -> Regres
         absolute=task.scale[:, None] * np.abs(predictions - np.asarray(truth[0])),
         validation=task.scale * judged[seeds, chosen],
         chosen=chosen,
+        curve=task.scale[:, None, None] * outcome.curve[seeds, chosen],
         diverged=int(np.sum(~finite)),
         seed=best,
         params=jax.tree.map(lambda leaf: leaf[best, chosen[best]], outcome.params),

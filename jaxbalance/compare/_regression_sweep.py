@@ -1,34 +1,32 @@
 """Many regressions in one compiled program: every seed and step size of every method of a kind."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
-from jaxbalance import data, losses, training
+from jaxbalance import losses, metrics, training
 from jaxbalance._types import Array, ArrayTree, HostArray, Params
+from jaxbalance.compare._augmentations import NONE
 from jaxbalance.compare._draws import SEGMENTS, Draw
-from jaxbalance.compare._heads import linear_head
-from jaxbalance.compare._plan import Budget, model_builder
+from jaxbalance.compare._evaluate import outputs
+from jaxbalance.compare._plan import Budget, Shared, make_shared, of_seed, reader
 from jaxbalance.compare._regression_methods import (
     CLASSES,
     Bins,
-    Guess,
     RegressionMethod,
     Truth,
     Weigh,
 )
+from jaxbalance.compare._regression_network import Regressor, over_runs, predict, regressor
 from jaxbalance.compare._regression_task import RegressionTask
 from jaxbalance.samplers import ClassIndex
 
-_BLOCK = 500
 _DRAW_SEED = 1_000_003
-_FIRST_NOISE = 0.1
 
 
 class RegressionOutcome(NamedTuple):
@@ -38,18 +36,10 @@ class RegressionOutcome(NamedTuple):
     """Predictions ``[S, L, n]``, in the standard deviations of the seed's training targets."""
     test: HostArray
     """``[S, L, m]``"""
+    curve: HostArray
+    """MAE of each bin on (part of) the validation set along training, ``[S, L, segments, M]``."""
     params: Params
     """Final parameters, leading axes ``[S, L]``."""
-
-
-class Regressor(NamedTuple):
-    """A network in two parts, as functions of its parameters."""
-
-    start: Callable[[int], Params]
-    """From a seed to fresh parameters."""
-    features: Callable[[Params, Array], Array]
-    guess: Callable[[Params, Array], Guess]
-    """From features to what the heads make of them."""
 
 
 class _Plan(NamedTuple):
@@ -60,19 +50,15 @@ class _Plan(NamedTuple):
     network: Regressor
     steps: int
     num_bins: int
-    one_by_one: bool
 
 
 class _Shared(NamedTuple):
     """What all runs read; an argument of the programs, so that no data are compiled into them."""
 
-    inputs: Array
-    bins: Array
+    data: Shared
+    """Its labels are bins, its learning curve is of validation rows."""
     targets: Array
     """``[S, N]``"""
-    validation: Array
-    test: Array
-    standardizer: data.Standardizer
     statistics: Bins
     """With a leading axis of seeds."""
     weights: Array
@@ -87,41 +73,6 @@ class _Runs(NamedTuple):
     learning_rate: Array
     seed: Array
     method: Array
-
-
-@cache
-def regressor(shape: tuple[int, ...], *, model: str) -> Regressor:
-    """The network for inputs of a shape: a head for the target and one for classes of it.
-
-    Always the same object, so that what is compiled for it is compiled once.
-    """
-    build = model_builder(shape, 1, model=model, head=nnx.Linear)
-    functions = build(jax.random.key(0))
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    width = jax.eval_shape(functions.features, functions.params, example).shape[-1]
-
-    def start(seed: int) -> Params:
-        classes = {"kernel": jnp.zeros((width, CLASSES)), "bias": jnp.zeros(CLASSES)}
-        noise = jnp.log(jnp.asarray(_FIRST_NOISE, jnp.float32))
-        network = build(jax.random.key(seed)).params
-        return {"network": network, "classes": classes, "log_noise_variance": noise}
-
-    def features(params: Any, inputs: Array) -> Array:
-        return functions.features(params["network"], inputs)
-
-    def guess(params: Any, features: Array) -> Guess:
-        head, classes = linear_head(params["network"]), params["classes"]
-        assert head is not None
-        logits = features @ classes["kernel"] + classes["bias"][None]
-        targets = features @ head.class_vectors[0] + head.bias[0]
-        return Guess(targets, features, logits, jnp.exp(params["log_noise_variance"]))
-
-    return Regressor(start, features, guess)
-
-
-def predict(network: Regressor, params: Params, inputs: Array) -> Array:
-    """Standardised targets ``[B]`` for standardised inputs."""
-    return network.guess(params, network.features(params, inputs)).targets
 
 
 def program(method: RegressionMethod) -> Any:
@@ -148,11 +99,11 @@ def train_regressions(
     """
     plan, shared = _plan(task, budget, methods[0]), share(task, budget, methods)
     runs = _runs(len(methods), len(task.center), budget)
-    params, compilations = _train(plan, runs, shared, report)
-    found = _evaluate(plan.network, plan.one_by_one, params, runs, shared)
+    params, curve, compilations = _train(plan, runs, shared, report)
+    found = _evaluate(plan.network, params, runs, shared.data)
     shape = (len(methods), len(task.center), len(budget.step_sizes))
     host = jax.tree.map(
-        lambda leaf: np.asarray(leaf).reshape(shape + leaf.shape[1:]), (*found, params)
+        lambda leaf: np.asarray(leaf).reshape(shape + leaf.shape[1:]), (*found, curve, params)
     )
     outcomes = [
         RegressionOutcome(*jax.tree.map(lambda leaf, i=i: leaf[i], host))
@@ -167,8 +118,6 @@ def _plan(task: RegressionTask, budget: Budget, method: RegressionMethod) -> _Pl
         network=regressor(task.split.inputs.shape[1:], model=budget.model),
         steps=budget.steps,
         num_bins=task.num_bins,
-        # Convolutions fill the cores by themselves; everything else gains from batching.
-        one_by_one=budget.model == "cnn" and jax.default_backend() == "cpu",
     )
 
 
@@ -191,18 +140,17 @@ def share(task: RegressionTask, budget: Budget, methods: Sequence[RegressionMeth
         class_edges=jnp.asarray(np.stack([_class_edges(values) for values in trained])),
     )
 
+    rows = {draw: _rows(task, budget, draw) for draw in {method.draw for method in methods}}
+    # Learning curves are of what is held out last: here of validation rows, not of test rows.
+    held_out = make_shared(split._replace(test=split.validation), NONE)
     return _Shared(
-        inputs=split.inputs,
-        bins=split.labels,
+        data=held_out._replace(test=jnp.asarray(split.test, jnp.int32)),
         targets=targets,
-        validation=jnp.asarray(split.validation, jnp.int32),
-        test=jnp.asarray(split.test, jnp.int32),
-        standardizer=jax.tree.map(jnp.asarray, split.standardizer),
         statistics=statistics,
         weights=jnp.stack(
             [_weights(m.weigh, train, targets, split.labels, statistics) for m in methods]
         ),
-        rows=jnp.stack([_rows(task, budget, method.draw) for method in methods]),
+        rows=jnp.stack([rows[method.draw] for method in methods]),
     )
 
 
@@ -241,32 +189,21 @@ def _weights(weigh: Weigh, train: Array, targets: Array, bins: Array, statistics
 
 def _rows(task: RegressionTask, budget: Budget, draw: Draw) -> Array:
     """Rows of every step, ``[S, segments, steps, B]``."""
-    sizes = tuple(task.split.class_counts.tolist())
-    seeds = jnp.arange(len(task.center)) + _DRAW_SEED
-    rows = _draw(draw, sizes, budget.batch_size, budget.steps, seeds, task.split.class_index)
-    return rows.reshape(len(task.center), SEGMENTS, -1, budget.batch_size)
 
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _draw(
-    draw: Draw,
-    class_counts: tuple[int, ...],
-    batch_size: int,
-    steps: int,
-    seeds: Array,
-    index: ClassIndex,
-) -> Array:
     def one(seed: Array, index: ClassIndex) -> Array:
-        sizes = np.asarray(class_counts)
-        return draw(jax.random.key(seed), index, sizes, batch_size=batch_size, steps=steps)
+        sizes = {"batch_size": budget.batch_size, "steps": budget.steps}
+        return draw(jax.random.key(seed), index, task.split.class_counts, **sizes)
 
-    return jax.vmap(one)(seeds, index)
+    # Not compiled as a whole: the samplers' own programs serve several draws.
+    seeds = jnp.arange(len(task.center)) + _DRAW_SEED
+    rows = jax.vmap(one)(seeds, task.split.class_index)
+    return rows.reshape(len(seeds), SEGMENTS, -1, budget.batch_size)
 
 
 def _train(
     plan: _Plan, runs: _Runs, shared: _Shared, report: Callable[[float], None]
-) -> tuple[Params, int]:
-    """Final parameters of all runs, and how often the program was compiled."""
+) -> tuple[Params, HostArray, int]:
+    """Final parameters and curves of all runs, and how often the program was compiled."""
     traces: list[_Plan] = []
 
     def segment(*arguments: Any) -> training.TrainState:
@@ -274,11 +211,13 @@ def _train(
         return _segment(plan, *arguments)
 
     compiled = jax.jit(segment, donate_argnums=0)
-    states = _start(plan, runs)
+    states, curve = _start(plan, runs), []
     for part in range(SEGMENTS):
-        states = jax.block_until_ready(compiled(states, runs, shared, jnp.asarray(part)))
+        states = compiled(states, runs, shared, jnp.asarray(part))
+        errors = _errors(plan.network, plan.num_bins, states.params, runs, shared)
+        curve.append(np.asarray(errors))
         report((part + 1) / SEGMENTS)
-    return states.params, len(traces)
+    return states.params, np.stack(curve, axis=1), len(traces)
 
 
 def _start(plan: _Plan, runs: _Runs) -> training.TrainState:
@@ -308,7 +247,8 @@ def _optimizer(plan: _Plan, run: _Runs) -> optax.GradientTransformation:
 def _segment(
     plan: _Plan, states: training.TrainState, runs: _Runs, shared: _Shared, part: Array
 ) -> training.TrainState:
-    places = jnp.arange(shared.bins.size)
+    bins = shared.data.labels
+    places = jnp.arange(bins.size)
 
     def one(carried: tuple[training.TrainState, _Runs]) -> training.TrainState:
         state, run = carried
@@ -316,21 +256,21 @@ def _segment(
             _loss(plan, run, shared), _optimizer(plan, run), num_classes=plan.num_bins
         )
         rows = shared.rows[run.method, run.seed, part]
-        state, _ = training.run_steps(step, state, places, shared.bins, rows, scan=True)
+        state, _ = training.run_steps(step, state, places, bins, rows, scan=True)
         if not plan.method.smooths_features:
             return state
         window = losses.gaussian_window()
         folded = losses.fold_feature_statistics(state.model_state, window=window)
         return state._replace(model_state=folded)
 
-    return _over_runs(plan.one_by_one, one, (states, runs))
+    return over_runs(plan.network, one, (states, runs))
 
 
 def _loss(plan: _Plan, run: _Runs, shared: _Shared) -> training.StatefulLoss:
     """The loss of a batch that is given by its rows; its labels are bins."""
-    read, network = _reader(shared, run.seed), plan.network
+    read, network = reader(shared.data, run.seed), plan.network
     targets, weights = shared.targets[run.seed], shared.weights[run.method, run.seed]
-    statistics = jax.tree.map(lambda leaf: leaf[run.seed], shared.statistics)
+    statistics = of_seed(shared.statistics, run.seed)
 
     def loss(
         params: Params, model_state: Any, key: Array, rows: Array, bins: Array
@@ -350,34 +290,45 @@ def _loss(plan: _Plan, run: _Runs, shared: _Shared) -> training.StatefulLoss:
     return loss
 
 
-def _reader(shared: _Shared, seed: Array) -> Callable[[Array], Array]:
-    standardizer = jax.tree.map(lambda leaf: leaf[seed], shared.standardizer)
-    return lambda rows: data.standardize(standardizer, shared.inputs[rows])
-
-
 @partial(jax.jit, static_argnums=(0, 1))
+def _errors(
+    network: Regressor, num_bins: int, params: Params, runs: _Runs, shared: _Shared
+) -> Array:
+    """MAE of each bin of all runs ``[R, M]``, on the rows of the learning curve."""
+
+    def one(carried: tuple[Params, _Runs]) -> Array:
+        params, run = carried
+        rows = shared.data.curve[run.seed]
+        errors = metrics.regression_errors(
+            _predictions(network, params, rows, run, shared.data),
+            shared.targets[run.seed, rows],
+            shared.data.labels[rows],
+            num_bins=num_bins,
+        )
+        return metrics.mean_absolute_error(errors)
+
+    errors: Array = over_runs(network, one, (params, runs))
+    return errors
+
+
+@partial(jax.jit, static_argnums=0)
 def _evaluate(
-    network: Regressor, one_by_one: bool, params: Params, runs: _Runs, shared: _Shared
+    network: Regressor, params: Params, runs: _Runs, shared: Shared
 ) -> tuple[Array, Array]:
     """Validation and test predictions of all runs."""
 
     def one(carried: tuple[Params, _Runs]) -> tuple[Array, Array]:
         params, run = carried
-        read = _reader(shared, run.seed)
-
-        def of_row(row: Array) -> Array:
-            return predict(network, params, read(row[None]))[0]
-
-        # Blocks bound the memory that a convolutional model's activations take.
-        first, second = (
-            jax.lax.map(of_row, rows[run.seed], batch_size=min(_BLOCK, rows.shape[1]))
-            for rows in (shared.validation, shared.test)
+        return (
+            _predictions(network, params, shared.validation[run.seed], run, shared),
+            _predictions(network, params, shared.test[run.seed], run, shared),
         )
-        return first, second
 
-    found: tuple[Array, Array] = _over_runs(one_by_one, one, (params, runs))
+    found: tuple[Array, Array] = over_runs(network, one, (params, runs))
     return found
 
 
-def _over_runs(one_by_one: bool, one: Callable[[Any], Any], carried: Any) -> Any:
-    return jax.lax.map(one, carried) if one_by_one else jax.vmap(one)(carried)
+def _predictions(
+    network: Regressor, params: Params, rows: Array, run: _Runs, shared: Shared
+) -> Array:
+    return outputs(partial(predict, network), params, rows, run.seed, shared)

@@ -3,16 +3,18 @@
 import datetime
 import json
 import platform
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 import jaxbalance
 from jaxbalance._types import HostArray
-from jaxbalance.compare._methods import METHODS
+from jaxbalance.compare._methods import METHODS, Method
 from jaxbalance.compare._plan import Budget
+from jaxbalance.compare._regression_methods import RegressionMethod
+from jaxbalance.compare._regression_score import RegressionScore
 from jaxbalance.compare._score import Score
 from jaxbalance.compare._statistics import (
     LEVEL,
@@ -26,13 +28,17 @@ from jaxbalance.compare._task import TEST_FRACTION, Task
 BASELINE = "plain"
 
 
-class Row(NamedTuple):
-    """One method's line of the table."""
+AnyScore = TypeVar("AnyScore", Score, RegressionScore)
+
+
+class Line(NamedTuple):
+    """What a table says of one method."""
 
     method: str
-    balanced_accuracy: Estimate
+    balanced: Estimate
+    """Of the measure, on the test set."""
     difference: Estimate | None
-    """Balanced accuracy minus that of plain training, paired by seed; None for plain itself."""
+    """``balanced`` minus that of plain training, paired by seed; None for plain itself."""
     corrected_p_value: float | None
     """Of the difference being zero, corrected for the number of methods."""
     means: dict[str, float]
@@ -48,131 +54,144 @@ class Row(NamedTuple):
         return self.corrected_p_value is not None and self.corrected_p_value < LEVEL
 
 
-class Report(NamedTuple):
-    """Everything a comparison found."""
+AnyRow = TypeVar("AnyRow", bound=Line)
 
-    rows: list[Row]
-    """Sorted by falling test balanced accuracy."""
+
+class Findings(NamedTuple, Generic[AnyRow, AnyScore]):
+    """What a comparison found."""
+
+    rows: list[AnyRow]
+    """The best on test data first."""
     recommended: str
-    """The method with the highest *validation* balanced accuracy; the test set chose nothing."""
+    """The method that is best on *validation* data; the test set chose nothing."""
     verdict: list[str]
     notes: list[str]
     facts: dict[str, Any]
     """Data, budget, versions: all that is needed to run it again."""
-    scores: dict[str, Score]
+    scores: dict[str, AnyScore]
 
 
-def build_report(
+class Measure(NamedTuple, Generic[AnyRow, AnyScore]):
+    """The balanced number that a comparison judges by, and the words for it."""
+
+    name: str
+    """Among the ``values`` of a score, and in report.json."""
+    higher_is_better: bool
+    row: type[AnyRow]
+    methods: Mapping[str, Method | RegressionMethod]
+    of_examples: Callable[[AnyScore], HostArray]
+    """What each test example adds to the number, ``[S, m]``."""
+    of_classes: Callable[[AnyScore], dict[str, HostArray]]
+    """What each class or bin does, ``[S, K]``, by its name in report.json."""
+    variance: Callable[[HostArray, HostArray, int], float]
+    """``(of_examples [m], classes [m], K) -> variance`` of the number, from sampling examples."""
+    written: Callable[[Estimate], str]
+    """A difference, in the unit that ``better`` names."""
+    better: str
+    """Begins the sentence on methods that are; likewise ``worse``. ``none`` is said of none."""
+    none: str
+    worse: str
+
+
+def effect(measure: Measure[Any, Any], row: Line) -> int:
+    """1 for a row that is significantly better than plain training, −1 for worse, else 0."""
+    if row.difference is None or not row.significant:
+        return 0
+    return int(np.sign(row.difference.mean)) * (1 if measure.higher_is_better else -1)
+
+
+def make_rows(
+    measure: Measure[AnyRow, AnyScore],
     task: Task,
     budget: Budget,
-    scores: Mapping[str, Score],
+    scores: Mapping[str, AnyScore],
     seconds: Mapping[str, float],
-    facts: Mapping[str, Any],
-) -> Report:
-    """Turn scores into estimates, paired differences and a verdict."""
-    names = list(scores)
-    remedies = [name for name in names if name != BASELINE]
-    levels = dict(zip(names, _estimates(task, scores, names, None), strict=True))
-    gains = _estimates(task, scores, remedies, scores[BASELINE])
-    differences = dict(zip(remedies, gains, strict=True))
-    p_values = dict(zip(remedies, holm([gain.p_value for gain in gains]), strict=True))
+) -> list[AnyRow]:
+    """Turn scores into estimates and paired differences, the best method first."""
+    found = {
+        name: (score.values[measure.name].astype(np.float64), measure.of_examples(score) * 1.0)
+        for name, score in scores.items()
+    }
+    values, examples = found[BASELINE]
+    gained = {name: (v - values, e - examples) for name, (v, e) in found.items()}
+    del gained[BASELINE]
+    levels, gains = _estimates(measure, task, found), _estimates(measure, task, gained)
+    p_values = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
     rows = [
-        Row(
+        measure.row(
             method=name,
-            balanced_accuracy=levels[name],
-            difference=differences.get(name),
+            balanced=levels[name],
+            difference=gains.get(name),
             corrected_p_value=p_values.get(name),
-            means={metric: float(np.mean(v)) for metric, v in scores[name].values.items()},
-            step_sizes=[budget.step_sizes[i] for i in scores[name].chosen],
+            means={metric: float(np.mean(v)) for metric, v in score.values.items()},
+            step_sizes=[budget.step_sizes[i] for i in score.chosen],
             seconds=seconds[name],
         )
-        for name in names
+        for name, score in scores.items()
     ]
-    rows.sort(key=lambda row: -row.balanced_accuracy.mean)
-    recommended = max(names, key=lambda name: float(np.mean(scores[name].validation)))
-    return Report(
-        rows=rows,
-        recommended=recommended,
-        verdict=_verdict(rows, recommended),
-        notes=[*task.notes, *run_notes(scores, len(budget.step_sizes))],
-        facts={**facts, **provenance()},
-        scores=dict(scores),
-    )
+    sign = -1 if measure.higher_is_better else 1
+    return sorted(rows, key=lambda row: sign * row.balanced.mean)
 
 
 def _estimates(
-    task: Task, scores: Mapping[str, Score], names: list[str], baseline: Score | None
-) -> list[Estimate]:
-    """Balanced accuracy of the named methods, or what each gains over the baseline."""
-    if not names:
-        return []
-    values, variances = [], []
-    for name in names:
-        value = scores[name].values["balanced_accuracy"].astype(np.float64)
-        right = scores[name].right.astype(np.float64)
-        if baseline is not None:
-            value = value - baseline.values["balanced_accuracy"]
-            right = right - baseline.right
-        values.append(value)
-        variances.append(_example_variance(task, right))
-    return estimates(
+    measure: Measure[Any, Any], task: Task, found: Mapping[str, tuple[HostArray, HostArray]]
+) -> dict[str, Estimate]:
+    """Of numbers ``[S]``, each with what every test example adds to it ``[S, m]``."""
+    if not found:
+        return {}
+    values, examples = zip(*found.values(), strict=True)
+    made = estimates(
         np.stack(values),
-        np.array(variances),
+        np.array([_example_variance(measure, task, of) for of in examples]),
         redrawn=task.redrawn,
         test_share=TEST_FRACTION if task.redrawn else 0.0,
     )
+    return dict(zip(found, made, strict=True))
 
 
-def _example_variance(task: Task, right: HostArray) -> float:
+def _example_variance(measure: Measure[Any, Any], task: Task, examples: HostArray) -> float:
     labels = task.dataset.labels[task.test]
     if not task.redrawn:
-        return balanced_variance(right.mean(axis=0), labels[0], task.num_classes)
-    parts = [balanced_variance(r, y, task.num_classes) for r, y in zip(right, labels, strict=True)]
-    return float(np.mean(parts))
+        examples, labels = examples.mean(axis=0)[None], labels[:1]
+    seeds = zip(examples, labels, strict=True)
+    return float(np.mean([measure.variance(e, y, task.num_classes) for e, y in seeds]))
 
 
-def _verdict(rows: list[Row], recommended: str) -> list[str]:
-    better = [row for row in rows if row.significant and _gain(row) > 0]
-    worse = [row for row in rows if row.significant and _gain(row) < 0]
+def recommend(measure: Measure[AnyRow, AnyScore], scores: Mapping[str, AnyScore]) -> str:
+    """The method that validation prefers."""
+    best = max if measure.higher_is_better else min
+    return best(scores, key=lambda name: float(np.mean(scores[name].validation)))
+
+
+def differing(measure: Measure[Any, Any], rows: Sequence[Line]) -> list[str]:
+    """Which remedies differ from plain training, in sentences."""
+    better = [row for row in rows if effect(measure, row) > 0]
+    worse = [row for row in rows if effect(measure, row) < 0]
     undecided = [row.method for row in rows if row.difference is not None and not row.significant]
-    lines = []
-    if better:
-        lines.append(
-            "Significantly better than plain training here, in points of balanced accuracy: "
-            f"{_gains(better)}."
-        )
-    else:
-        lines.append("No remedy is significantly better than plain training on these data.")
+    lines = [f"{measure.better}: {_written(measure, better)}." if better else measure.none]
     if worse:
-        lines.append(f"Significantly worse: {_gains(worse)}.")
+        lines.append(f"{measure.worse}: {_written(measure, worse)}.")
     if undecided:
         lines.append(f"Not distinguishable from plain: {', '.join(undecided)}.")
-    lines.append(_advice(recommended, rows))
     return lines
 
 
-def _advice(recommended: str, rows: list[Row]) -> str:
-    row = next(row for row in rows if row.method == recommended)
+def _written(measure: Measure[Any, Any], rows: Sequence[Line]) -> str:
+    differences = {row.method: row.difference for row in rows if row.difference is not None}
+    return ", ".join(f"{name} ({measure.written(of)})" for name, of in differences.items())
+
+
+def advice(measure: Measure[Any, Any], rows: Sequence[Line], recommended: str) -> str:
+    """What validation prefers, and whether the test set confirms it."""
     if recommended == BASELINE:
         return "Validation prefers plain training: no remedy is needed."
+    row = next(row for row in rows if row.method == recommended)
     tail = (
         "which the test set confirms"
-        if row.significant and _gain(row) > 0
-        else ("but the test set does not tell it from plain with confidence")
+        if effect(measure, row) > 0
+        else "but the test set does not tell it from plain with confidence"
     )
-    return f"Validation prefers {recommended} ({METHODS[recommended].summary}), {tail}."
-
-
-def _gain(row: Row) -> float:
-    return 0.0 if row.difference is None else row.difference.mean
-
-
-def _gains(rows: list[Row]) -> str:
-    return ", ".join(
-        f"{row.method} ({100 * row.difference.mean:+.1f} ± {100 * row.difference.half_width:.1f})"
-        for row in rows
-        if row.difference is not None
-    )
+    return f"Validation prefers {recommended} ({measure.methods[recommended].summary}), {tail}."
 
 
 def run_notes(scores: Mapping[str, Any], rates: int) -> list[str]:
@@ -196,13 +215,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def to_json(report: Report) -> str:
+def to_json(measure: Measure[AnyRow, AnyScore], report: Findings[AnyRow, AnyScore]) -> str:
     """The whole report as JSON; a number that is not defined is null."""
     scores = {
         name: {
             **{metric: values.tolist() for metric, values in score.values.items()},
-            "validation_balanced_accuracy": score.validation.tolist(),
-            "recall_per_class": score.recall.tolist(),
+            f"validation_{measure.name}": score.validation.tolist(),
+            **{each: values.tolist() for each, values in measure.of_classes(score).items()},
             "diverged_runs": score.diverged,
         }
         for name, score in report.scores.items()
@@ -212,18 +231,23 @@ def to_json(report: Report) -> str:
         "verdict": report.verdict,
         "notes": report.notes,
         **report.facts,
-        "methods": [
-            {
-                **row._asdict(),
-                "balanced_accuracy": row.balanced_accuracy._asdict(),
-                "difference": row.difference._asdict() if row.difference else None,
-                "significant": row.significant,
-            }
-            for row in report.rows
-        ],
+        "methods": [_row_json(measure, row) for row in report.rows],
         "per_seed": scores,
     }
     return json.dumps(without_nan(content), indent=1) + "\n"
+
+
+def _row_json(measure: Measure[Any, Any], row: Line) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        measure.name: row.balanced._asdict(),
+        "difference": row.difference._asdict() if row.difference else None,
+        "corrected_p_value": row.corrected_p_value,
+        "means": row.means,
+        "step_sizes": row.step_sizes,
+        "seconds": row.seconds,
+        "significant": row.significant,
+    }
 
 
 def without_nan(value: Any) -> Any:
@@ -235,3 +259,58 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(f"{value:.7g}") if np.isfinite(value) else None
     return value
+
+
+class Row(Line):
+    """One method's line of the table of a classification."""
+
+    @property
+    def balanced_accuracy(self) -> Estimate:
+        """On the test set."""
+        return self.balanced
+
+
+class Report(Findings[Row, Score]):
+    """Everything a comparison found.
+
+    ``rows`` fall in test balanced accuracy. ``recommended`` is the method with the highest
+    *validation* balanced accuracy; the test set chose nothing. ``verdict`` and ``notes`` are
+    sentences, ``facts`` all that is needed to run it again, ``scores`` what every method got.
+    """
+
+
+ACCURACY = Measure[Row, Score](
+    name="balanced_accuracy",
+    higher_is_better=True,
+    row=Row,
+    methods=METHODS,
+    of_examples=lambda score: score.right,
+    of_classes=lambda score: {"recall_per_class": score.recall},
+    variance=balanced_variance,
+    written=lambda gain: f"{100 * gain.mean:+.1f} ± {100 * gain.half_width:.1f}",
+    better="Significantly better than plain training here, in points of balanced accuracy",
+    none="No remedy is significantly better than plain training on these data.",
+    worse="Significantly worse",
+)
+
+
+def build_report(
+    task: Task,
+    budget: Budget,
+    scores: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> Report:
+    """Turn scores into estimates, paired differences and a verdict."""
+    rows, recommended = (
+        make_rows(ACCURACY, task, budget, scores, seconds),
+        recommend(ACCURACY, scores),
+    )
+    return Report(
+        rows=rows,
+        recommended=recommended,
+        verdict=[*differing(ACCURACY, rows), advice(ACCURACY, rows, recommended)],
+        notes=[*task.notes, *run_notes(scores, len(budget.step_sizes))],
+        facts={**facts, **provenance()},
+        scores=dict(scores),
+    )

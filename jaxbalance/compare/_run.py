@@ -4,30 +4,57 @@ import dataclasses
 import difflib
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import tyro
 
-import jaxbalance
 from jaxbalance import _storage, data
 from jaxbalance._check import InputError
+from jaxbalance._types import HostArray, Params
 from jaxbalance.compare import _figures, _files
 from jaxbalance.compare._draws import SEGMENTS
 from jaxbalance.compare._methods import METHODS, Method, split_arguments
 from jaxbalance.compare._model import save_model
 from jaxbalance.compare._plan import Budget, task_builder
-from jaxbalance.compare._report import BASELINE, Report, build_report, to_json
+from jaxbalance.compare._report import (
+    ACCURACY,
+    BASELINE,
+    AnyScore,
+    Findings,
+    Measure,
+    Report,
+    build_report,
+    to_json,
+)
 from jaxbalance.compare._score import Score, score
-from jaxbalance.compare._sweep import Outcome, Wanted, program, train_group
+from jaxbalance.compare._sweep import Memory, Outcome, Wanted, program, train_group
 from jaxbalance.compare._table import markdown
 from jaxbalance.compare._task import Task, make_task
 
 AnyMethod = TypeVar("AnyMethod")
+AnyReport = TypeVar("AnyReport", bound=Findings[Any, Any])
 
 Listener = Callable[[str, int, float], None]
 """``listener(what, runs, fraction)``: called as runs go on, and with fraction 1 at their end."""
+
+
+class Group(NamedTuple, Generic[AnyScore]):
+    """What one compiled program trains."""
+
+    names: Sequence[str]
+    """Of methods, one for each outcome; some may differ only in what follows a training."""
+    trainings: int
+    outcome: Callable[..., Any]
+    """The kind of outcome: three arrays and parameters."""
+    params: Params
+    """Of a network, for their tree structure."""
+    train: Callable[[Callable[[float], None]], tuple[list[Any], int]]
+    """From what hears the fraction done to outcomes, and how many programs were compiled."""
+    judge: Callable[[list[Any]], dict[str, AnyScore]]
+    """From outcomes to scores of all methods that they serve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +124,15 @@ def compare(
     task = make_task(dataset, profile=profile, seeds=settings.seeds)
     budget = make_budget(settings, task)
     _storage.prepare_folder(settings.out, option="--out")
-    groups = method_groups(methods, task)
-    scores: dict[str, Score] = {}
-    seconds: dict[str, float] = {}
-    compilations = 0
-    for group in groups:
-        outcomes, spent, compiled = _train(settings.out, task, budget, group, listener)
-        compilations += compiled
-        for name, method in methods.items():
-            if (wanted := wanted_of(method)) in group:
-                scores[name] = score(task, method, outcomes[group.index(wanted)])
-                seconds[name] = spent
-    ordered = {name: scores[name] for name in methods}
+    memory: Memory = {}
+    groups = (_group(task, budget, methods, one, memory) for one in method_groups(methods, task))
+    scores, seconds, compilations = run_groups(settings, task, budget, groups, listener)
     facts = {
-        **_facts(settings, task, budget, profile),
+        **describe(settings, task, budget, _about(task, profile)),
         "compiled_programs": compilations,
         "seconds": time.perf_counter() - begun,
     }
-    report = build_report(task, budget, ordered, seconds, facts)
+    report = build_report(task, budget, {name: scores[name] for name in methods}, seconds, facts)
     _write(settings.out, task, budget, report)
     return report
 
@@ -173,40 +191,84 @@ def method_groups(methods: Mapping[str, Method], task: Task) -> list[list[Wanted
     return list(groups.values())
 
 
-def _train(
-    out: pathlib.Path, task: Task, budget: Budget, group: Sequence[Wanted], listener: Listener
-) -> tuple[list[Outcome], float, int]:
-    """Outcomes of a group, seconds per training, and how many programs were compiled for it."""
-    names = [next(n for n, m in METHODS.items() if wanted_of(m) == wanted) for wanted in group]
-    label = ", ".join(names)
-    trainings = len({training for training, _ in group})
-    runs = trainings * len(task.train) * len(budget.step_sizes)
-    digest = _files.digest(task, budget, names, jaxbalance.__version__)
-    kept = out / "finished-runs" / f"{digest}.npz"
-    model = task_builder(task, budget, group[0][0])(jax.random.key(0))
-    found = _files.load_outcomes(kept, model.params, len(group))
-    if found is not None:
-        listener(f"{label} (finished before)", runs, 1.0)
-        return found, 0.0, 0
-    begun = time.perf_counter()
-    outcomes, compiled = train_group(
-        task, budget, group, lambda fraction: listener(label, runs, fraction)
+def _group(
+    task: Task,
+    budget: Budget,
+    methods: Mapping[str, Method],
+    wanted: Sequence[Wanted],
+    memory: Memory,
+) -> Group[Score]:
+    def judge(outcomes: Sequence[Outcome]) -> dict[str, Score]:
+        return {
+            name: score(task, method, outcomes[wanted.index(wanted_of(method))])
+            for name, method in methods.items()
+            if wanted_of(method) in wanted
+        }
+
+    return Group(
+        names=[next(n for n, m in METHODS.items() if wanted_of(m) == one) for one in wanted],
+        trainings=len({training for training, _ in wanted}),
+        outcome=Outcome,
+        params=task_builder(task, budget, wanted[0][0])(jax.random.key(0)).params,
+        train=partial(train_group, task, budget, wanted, memory=memory),
+        judge=judge,
     )
-    kept.parent.mkdir(exist_ok=True)
-    _files.save_outcomes(kept, outcomes)
-    return outcomes, (time.perf_counter() - begun) / trainings, compiled
 
 
-def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict[str, Any]:
-    dataset = task.dataset
+def run_groups(
+    settings: Settings,
+    task: Task,
+    budget: Budget,
+    groups: Iterable[Group[AnyScore]],
+    listener: Listener,
+    others: Sequence[HostArray] = (),
+) -> tuple[dict[str, AnyScore], dict[str, float], int]:
+    """Scores, seconds per training, and how many programs were compiled.
+
+    What an earlier call finished is found again in the output folder; ``others`` is what the runs
+    depend on besides the task and the budget.
+    """
+    scores: dict[str, AnyScore] = {}
+    seconds: dict[str, float] = {}
+    compilations = 0
+    for group in groups:
+        label = ", ".join(group.names)
+        runs = group.trainings * len(task.train) * len(budget.step_sizes)
+        kept = _files.place(settings.out, task, budget, group.names, others)
+        outcomes = _files.load_outcomes(kept, group.params, len(group.names), group.outcome)
+        begun = time.perf_counter()
+        if outcomes is None:
+            outcomes, compiled = group.train(partial(listener, label, runs))
+            _files.save_outcomes(kept, outcomes)
+            compilations += compiled
+            spent = (time.perf_counter() - begun) / group.trainings
+        else:
+            listener(f"{label} (finished before)", runs, 1.0)
+            spent = 0.0
+        judged = group.judge(outcomes)
+        scores.update(judged)
+        seconds.update(dict.fromkeys(judged, spent))
+    return scores, seconds, compilations
+
+
+def _about(task: Task, profile: str) -> dict[str, Any]:
+    return {
+        "profile": profile,
+        "examples": len(task.dataset.labels),
+        "classes": task.num_classes,
+        "class_names": list(task.dataset.class_names),
+    }
+
+
+def describe(
+    settings: Settings, task: Task, budget: Budget, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Facts on the data, among them ``about``, and on the budget."""
     return {
         "data": {
-            "name": dataset.name,
+            "name": task.dataset.name,
             "source": settings.data,
-            "profile": profile,
-            "examples": len(dataset.labels),
-            "classes": task.num_classes,
-            "class_names": list(dataset.class_names),
+            **about,
             "training_counts": task.class_counts.tolist(),
             "train": task.train.shape[1],
             "validation": task.validation.shape[1],
@@ -226,19 +288,28 @@ def _facts(settings: Settings, task: Task, budget: Budget, profile: str) -> dict
 
 
 def _write(out: pathlib.Path, task: Task, budget: Budget, report: Report) -> None:
-    if _figures.available():
-        _storage.write_atomically(
-            out / "recall_by_class.png", _figures.recall_by_class(task, report)
-        )
-        _storage.write_atomically(
-            out / "learning_curves.png", _figures.learning_curves(task, report)
-        )
-    else:
-        report.notes.append('no figures: pip install "jaxbalance[plot]" draws them')
     best = report.scores[report.recommended]
     save_model(out / "model.npz", task, budget, report.recommended, best)
-    _storage.write_atomically(out / "report.md", markdown(report).encode())
-    _storage.write_atomically(out / "report.json", to_json(report).encode())
-    for kept in (out / "finished-runs").glob("*.npz"):
-        kept.unlink()
-    (out / "finished-runs").rmdir()
+    pictures = {
+        "recall_by_class.png": partial(_figures.recall_by_class, task),
+        "learning_curves.png": partial(_figures.learning_curves, task),
+    }
+    write(out, report, ACCURACY, pictures, markdown)
+
+
+def write(
+    out: pathlib.Path,
+    report: AnyReport,
+    measure: Measure[Any, Any],
+    pictures: Mapping[str, Callable[[AnyReport], bytes]],
+    page: Callable[[AnyReport], str],
+) -> None:
+    """Write a report; from then on no runs have to be kept."""
+    if _figures.available():
+        for name, draw in pictures.items():
+            _storage.write_atomically(out / name, draw(report))
+    else:
+        report.notes.append('no figures: pip install "jaxbalance[plot]" draws them')
+    _storage.write_atomically(out / "report.md", page(report).encode())
+    _storage.write_atomically(out / "report.json", to_json(measure, report).encode())
+    _files.forget(out)

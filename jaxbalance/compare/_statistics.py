@@ -62,19 +62,14 @@ def estimates(
             squares = np.maximum(widened, example_variances / seeds)
         else:
             squares = spread / seeds + example_variances
-    return [
-        _student(float(mean), float(error), freedom)
-        for mean, error in zip(values.mean(axis=1), np.sqrt(squares), strict=True)
-    ]
-
-
-def _student(mean: float, error: float, freedom: float) -> Estimate:
-    if error == 0:
-        return Estimate(mean, 0.0, 1.0 if mean == 0 else 0.0)
-    quantile = stats.t.ppf(1 - LEVEL / 2, freedom)
-    return Estimate(
-        mean, float(quantile * error), float(2 * stats.t.sf(abs(mean) / error, freedom))
-    )
+    means, errors = values.mean(axis=1), np.sqrt(squares)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_values = 2 * stats.t.sf(np.abs(means) / errors, freedom)
+    # Without any error a mean is zero for sure or not at all.
+    p_values = np.where(errors > 0, p_values, np.where(means == 0, 1.0, 0.0))
+    half_widths = stats.t.ppf(1 - LEVEL / 2, freedom) * errors
+    found = zip(means, half_widths, p_values, strict=True)
+    return [Estimate(*map(float, one)) for one in found]
 
 
 def moderate(variances: HostArray, freedom: int) -> tuple[HostArray, float]:
@@ -111,7 +106,7 @@ def moderate(variances: HostArray, freedom: int) -> tuple[HostArray, float]:
         return variances, float(freedom)
     half = freedom / 2
     logs = np.log(positive) - special.digamma(half) + np.log(half)
-    excess = float(np.var(logs, ddof=1) - special.polygamma(1, half))
+    excess = float(np.var(logs, ddof=1) - _trigamma(half))
     # Without scatter beyond chance the prior is a point; this weight is as good as infinite.
     prior = 2 * _inverse_trigamma(excess) if excess > 1e-6 else 1e6
     common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
@@ -119,9 +114,13 @@ def moderate(variances: HostArray, freedom: int) -> tuple[HostArray, float]:
     return np.maximum(variances, drawn), float(min(prior + freedom, 3 * freedom))
 
 
+def _trigamma(y: float) -> float:
+    return float(special.zeta(2, y))
+
+
 def _inverse_trigamma(value: float) -> float:
     """The y with trigamma(y) = ``value``; trigamma falls from infinity to zero."""
-    return float(optimize.brentq(lambda y: special.polygamma(1, y) - value, 1e-8, 1e8))
+    return float(optimize.brentq(lambda y: _trigamma(y) - value, 1e-8, 1e8))
 
 
 def balanced_variance(

@@ -19,9 +19,11 @@ from jaxbalance.compare._heads import join, without_body
 from jaxbalance.compare._methods import Training
 from jaxbalance.compare._plan import (
     Budget,
+    Network,
     Plan,
     Runs,
     Shared,
+    make_network,
     make_plan,
     make_runs,
     make_shared,
@@ -53,17 +55,23 @@ class Outcome(NamedTuple):
     """Final parameters, leading axes ``[S, L]``."""
 
 
+class Readings(NamedTuple):
+    """What serves all trainings of equal networks, of all tasks of equal shapes."""
+
+    evaluate: Callable[..., Any]
+    """``(params, seeds, shared) -> (validation logits, test logits)``"""
+    refitted: Callable[[Refit], Callable[..., Params]]
+    """``refit -> ((params, seeds, shared) -> params)``"""
+
+
 class Programs(NamedTuple):
-    """What serves all tasks of equal shapes, and the plan of one of them."""
+    """All that one training needs: its plan, and programs that others may share."""
 
     plan: Plan
     traces: list[Plan]
     """One entry for every compilation of ``segment``."""
     segment: Segment
-    evaluate: Callable[..., Any]
-    """``(params, seeds, shared) -> (validation logits, test logits)``"""
-    refitted: Callable[[Refit], Callable[..., Params]]
-    """``refit -> ((params, seeds, shared) -> params)``"""
+    readings: Readings
 
 
 def train_group(
@@ -80,7 +88,8 @@ def train_group(
       budget: steps, batch size, step sizes, model.
       wanted: what to train, and to refit afterwards; trainings with equal :func:`program`.
       report: called with the fraction done after every segment.
-      memory: where programs are kept for later calls with tasks of equal shapes; None keeps none.
+      memory: where networks and programs are kept for later calls, of this task or of others of
+        equal shapes; None keeps none.
 
     Returns:
       One outcome per wanted, and how often the training program was compiled: once, or not at all
@@ -96,6 +105,8 @@ def train_group(
         params = states.params
         curves.append(np.asarray(recalls))
         report(len(curves) / SEGMENTS)
+    # Readings are the same programs whatever an augmentation has to know.
+    shared = shared._replace(prepared=())
     grid = (len(trainings), len(task.train) * len(budget.step_sizes))
     split = partial(jax.tree.map, lambda leaf: leaf.reshape(grid + leaf.shape[1:]))
     seeds, trained, curve = runs.seed[: grid[1]], split(params), split(np.stack(curves, axis=1))
@@ -104,28 +115,34 @@ def train_group(
         i = trainings.index(made)
         own = jax.tree.map(lambda leaf, i=i: leaf[i], trained)
         if refit is not None:
-            own = programs.refitted(refit)(own, seeds, shared)
-        validation, test = programs.evaluate(own, seeds, shared)
+            own = programs.readings.refitted(refit)(own, seeds, shared)
+        validation, test = programs.readings.evaluate(own, seeds, shared)
         outcomes.append(_outcome(budget, Outcome(validation, test, curve[i], own)))
     return outcomes, len(programs.traces) - before
 
 
 def _programs(task: Task, budget: Budget, training: Training, memory: Memory) -> Programs:
     """Those in memory, with the plan of this very task."""
-    key = program(training), budget, task.inputs.shape[1:], task.num_classes
-    plan = _kept(memory, (key, task.shape), lambda: make_plan(task, budget, training))
-    programs = _kept(memory, key, lambda: _compile(plan))
-    return programs._replace(plan=plan)
+    sizes = budget, task.inputs.shape[1:], task.num_classes
+    network = _kept(
+        memory,
+        (Network, training.head, sizes, task.shape),
+        lambda: make_network(task, budget, training),
+    )
+    plan = make_plan(task, budget, training, network)
+    readings = _kept(memory, (Readings, training.head, sizes), lambda: _compile_readings(plan))
+    traces, segment = _kept(
+        memory, (Segment, program(training), sizes), lambda: compile_segment(plan)
+    )
+    return Programs(plan, traces, segment, readings)
 
 
-def _compile(plan: Plan) -> Programs:
-    traces, segment = compile_segment(plan)
-
+def _compile_readings(plan: Plan) -> Readings:
     @cache
     def refitting(refit: Refit) -> Callable[..., Params]:
         return jax.jit(partial(refitted, plan, refit))
 
-    return Programs(plan, traces, segment, jax.jit(partial(evaluate, plan)), refitting)
+    return Readings(jax.jit(partial(evaluate, plan)), refitting)
 
 
 def _kept(memory: Memory, key: Any, make: Callable[[], _Made]) -> _Made:
@@ -198,7 +215,9 @@ def _step(plan: Plan, run: Runs, shared: Shared, late: Array) -> training.Step[A
     loss = partial(plan.training.loss, **arguments)
     if plan.training.link is not None:
         oracle = partial(classgrads.recorded_value_and_grad, check_coupling=False)
-        of_rows = training.example_loss(lambda params, rows: plan.apply(params, read(rows)), loss)
+        of_rows = training.example_loss(
+            lambda params, rows: plan.network.apply(params, read(rows)), loss
+        )
         return training.make_class_step(of_rows, tx, num_classes=plan.num_classes, oracle=oracle)
     prepared = of_seed(shared.prepared, run.seed)
 
@@ -207,7 +226,7 @@ def _step(plan: Plan, run: Runs, shared: Shared, late: Array) -> training.Step[A
     ) -> tuple[Array, ArrayTree]:
         batch = Batch(read(rows), labels, rows, run.class_counts, read)
         inputs, targets = plan.training.augmentation.change(key, batch, prepared)
-        return loss(plan.apply(params, inputs), targets), model_state
+        return loss(plan.network.apply(params, inputs), targets), model_state
 
     return training.make_stateful_step(changed, tx, num_classes=plan.num_classes)
 
@@ -222,7 +241,7 @@ def _start(plan: Plan, runs: Runs) -> training.TrainState:
 
 
 def _networks(plan: Plan, runs: Runs, *, fresh: bool) -> Params:
-    stacked = plan.networks(int(jnp.max(runs.seed)) + 1, fresh)
+    stacked = plan.network.initial(int(jnp.max(runs.seed)) + 1, fresh)
     return jax.tree.map(lambda leaf: leaf[runs.seed], stacked)
 
 

@@ -125,8 +125,8 @@ def _keys(file: os.PathLike[str], there: Sequence[str], target: str | None) -> d
         if set(parts) <= set(there):
             more = _VALIDATION if set(_VALIDATION.values()) <= set(there) else {}
             return dict(zip(_PARTS, parts, strict=True)) | more
-    pairs, parts, images = "X and y, inputs and labels", ", ".join(_PARTS), ", ".join(_OF_IMAGES)
-    wanted = "X or inputs" if target else f"{pairs}, {parts}, or {images}"
+    usual = f"X and y, inputs and labels, {', '.join(_PARTS)}, or {', '.join(_OF_IMAGES)}"
+    wanted = "X or inputs" if target else usual
     raise InputError(f"{file}: needs the keys {wanted}; it holds {_wording.listed(there)}")
 
 
