@@ -1,19 +1,14 @@
 """Samplers: exact properties, and frequencies with stated false-alarm rates."""
 
 import math
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from jaxbalance import samplers
-from jaxbalance.samplers._permutation import permute
-from jaxbalance.samplers._streams import times_divmod
 
 LABELS = np.array([0] * 60 + [1] * 25 + [2] * 10 + [4] * 5 + [-1] * 3)
 INDEX = samplers.class_index(LABELS, num_classes=5)
@@ -92,46 +87,6 @@ def test_late_steps_work_as_early_ones(draw):
     rows = np.asarray(draw(KEY, 40, 2_000_000))
     assert rows.min() >= -1
     assert len(np.unique(rows)) > 20
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000])
-def test_permute_is_a_bijection(size):
-    words = jnp.arange(50, dtype=jnp.uint32)[:, None] * jnp.ones((1, size), jnp.uint32)
-    place = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), words.shape)
-    out = np.asarray(permute(words, place, jnp.full(words.shape, size, jnp.int32)))
-    np.testing.assert_array_equal(np.sort(out, axis=1), place)
-
-
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_all_small_permutations_are_equally_likely(size):
-    number = 20_000
-    words = jnp.arange(number, dtype=jnp.uint32)[:, None] * jnp.ones((1, size), jnp.uint32)
-    place = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), words.shape)
-    out = np.asarray(permute(words, place, jnp.full(words.shape, size, jnp.int32)))
-    seen = Counter(map(tuple, out.tolist()))
-    observed = [*seen.values(), *[0] * (math.factorial(size) - len(seen))]
-    assert stats.chisquare(observed).pvalue > FALSE_ALARM
-
-
-def test_places_and_neighbours_of_a_shuffle_are_uniform():
-    size, number = 23, 8000
-    rows = samplers.shuffled_epochs(KEY, num_examples=size, batch_size=size, steps=number)
-    rows = np.asarray(rows)
-    for place in (0, 1, 11, 22):
-        assert stats.chisquare(np.bincount(rows[:, place])).pvalue > FALSE_ALARM
-    gap = (rows[:, 1] - rows[:, 0]) % size
-    assert stats.chisquare(np.bincount(gap, minlength=size)[1:]).pvalue > FALSE_ALARM
-
-
-@given(st.integers(0, 2**31 - 1), st.integers(1, 5000), st.integers(1, 400_000))
-@settings(deadline=None, max_examples=100)
-def test_times_divmod_equals_python_integers(value, factor, divisor):
-    exact = divmod(value * factor, divisor)
-    got = times_divmod(jnp.asarray(value, jnp.int32), factor, divisor)
-    if exact[0] < 2**31:
-        assert (int(got[0]), int(got[1])) == exact
-    else:
-        assert int(got[1]) == exact[1]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from jaxbalance.samplers._draws import balanced_row, class_edges
 from jaxbalance.samplers._permutation import permute
 from jaxbalance.samplers._schedules import Schedule, as_pytree
 from jaxbalance.samplers._streams import (
+    divide,
     members,
+    once,
     pass_members,
     present_classes,
     row_steps,
     times_divmod,
-    word,
+    words,
 )
 
 _ROWS_AT_A_TIME = 64
@@ -130,16 +132,24 @@ def class_aware(
 
 @partial(jax.jit, static_argnums=3)
 def _class_aware(key: Array, index: ClassIndex, steps: Array, batch_size: int) -> Array:
-    order_key, member_key = jax.random.split(key)
+    order_word, member_word = words(key, 2)
     order, number = present_classes(index)
-    places = jnp.arange(batch_size, dtype=jnp.int32)
-    places = jnp.broadcast_to(places[None, :], (steps.size, batch_size))
-    words = word(order_key) + steps.astype(jnp.uint32)
-    words = jnp.broadcast_to(words[:, None], places.shape)
-    mixed = permute(words, places, jnp.full_like(places, batch_size))
+    places = jnp.arange(batch_size, dtype=jnp.int32)[None, :]
+    order_words = (order_word + steps.astype(jnp.uint32))[:, None]
+    size = jnp.asarray(batch_size, jnp.int32)
     cycle, turn = times_divmod(steps, batch_size, number)
-    turn = turn[:, None] + mixed
-    return members(member_key, index, order[turn % number], cycle[:, None] + turn // number)
+    turn = turn[:, None] + once(index, permute, order_words, places, size)
+    classes = once(index, _owner, order, number, turn)
+    position = once(index, _uses, cycle[:, None], number, turn)
+    return members(member_word, index, classes, position)
+
+
+def _owner(order: Array, number: Array, turn: Array) -> Array:
+    return order[divide(turn, number)[1]]
+
+
+def _uses(cycle: Array, number: Array, turn: Array) -> Array:
+    return cycle + divide(turn, number)[0]
 
 
 def m_per_class(
@@ -202,23 +212,19 @@ def m_per_class(
 def _m_per_class(
     key: Array, index: ClassIndex, steps: Array, classes_per_batch: int, examples_per_class: int
 ) -> Array:
-    class_key, member_key = jax.random.split(key)
+    class_word, member_word = words(key, 2)
     order, number = present_classes(index)
-    slot = jnp.arange(classes_per_batch, dtype=jnp.int32)
-    slot = jnp.broadcast_to(slot[None, :], (steps.size, classes_per_batch))
-    words = word(class_key) + steps.astype(jnp.uint32)
-    words = jnp.broadcast_to(words[:, None], slot.shape)
-    chosen = order[permute(words, jnp.minimum(slot, number - 1), jnp.full_like(slot, 1) * number)]
-    shape = (*slot.shape, examples_per_class)
-    classes = jnp.broadcast_to(chosen[..., None], shape)
+    slot = jnp.arange(classes_per_batch, dtype=jnp.int32)[None, :]
+    class_words = (class_word + steps.astype(jnp.uint32))[:, None]
+    classes = order[permute(class_words, slot, number)][..., None]
     sizes = jnp.maximum(index.class_counts[classes], 1)
     # As many passes per batch as the class needs; a batch never continues a pass of another.
-    passes = -(-examples_per_class // sizes)
+    passes = 1 + divide(jnp.full_like(sizes, examples_per_class - 1), sizes)[0]
     place = jnp.arange(examples_per_class, dtype=jnp.int32)[None, None, :]
-    turn = steps[:, None, None] * passes + place // sizes
-    rows = pass_members(member_key, index, classes, turn, place % sizes)
-    there = jnp.broadcast_to((slot < number)[..., None], shape)
-    return jnp.where(there, rows, jnp.full_like(rows, -1))
+    more, place = divide(place, sizes)
+    turn = steps[:, None, None] * passes + more
+    rows = pass_members(member_word, index, classes, turn, place)
+    return jnp.where((slot < number)[..., None], rows, jnp.full_like(rows, -1))
 
 
 def shard_rows(rows: ArrayLike, *, shard: int | Array, num_shards: int) -> Array:

@@ -1,5 +1,6 @@
 """Samplers: from a key to a matrix of example indices."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,15 @@ from jaxbalance import _check
 from jaxbalance._types import Array, ArrayLike, Scalar
 from jaxbalance.samplers._class_index import ClassIndex
 from jaxbalance.samplers._permutation import permute
-from jaxbalance.samplers._streams import members, row_steps, times_divmod, word
+from jaxbalance.samplers._streams import (
+    divide,
+    members,
+    once,
+    pass_members,
+    row_steps,
+    times_divmod,
+    words,
+)
 
 
 def shuffled_epochs(
@@ -60,18 +69,19 @@ def shuffled_epochs(
 def _shuffled(
     key: Array, steps: Array, num_examples: int, batch_size: int, epoch_length: int
 ) -> Array:
-    epoch, place = _stream(steps, batch_size, epoch_length)
-    words = word(key) + epoch.astype(jnp.uint32)
-    size = jnp.full_like(place, num_examples)
-    rows = permute(words, jnp.minimum(place, size - 1), size)
-    return jnp.where(place < size, rows, jnp.full_like(rows, -1))
+    epoch, place = _stream(steps, batch_size, jnp.asarray(epoch_length, jnp.int32))
+    names = words(key, 1)[0] + epoch.astype(jnp.uint32)
+    rows = permute(names, place, jnp.asarray(num_examples, jnp.int32))
+    return jnp.where(place < num_examples, rows, jnp.full_like(rows, -1))
 
 
-def _stream(step: Array, batch_size: int, epoch_length: int | Array) -> tuple[Array, Array]:
+def _stream(step: Array, batch_size: int, epoch_length: Array) -> tuple[Array, Array]:
     """Epoch and place ``[steps, B]`` of every element of the given steps."""
     start_epoch, start_place = times_divmod(step, batch_size, epoch_length)
-    place = start_place[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
-    return start_epoch[:, None] + place // epoch_length, place % epoch_length
+    more, place = divide(
+        start_place[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :], epoch_length
+    )
+    return start_epoch[:, None] + more, place
 
 
 def class_balanced(
@@ -152,28 +162,42 @@ def balanced_row(
     key: Array, index: ClassIndex, edges: Array, step: Array, batch_size: int
 ) -> Array:
     """Draw one row: for every place a class by its share, and a member of it; −1 if none has."""
-    words = jax.random.bits(jax.random.fold_in(key, step), (2, batch_size), jnp.uint32)
-    uniform = (words[0] >> 8).astype(jnp.float32) * jnp.float32(2**-24)
-    classes = _class_of(edges.astype(jnp.float32), uniform)
+    # The two words of each place's own key: as random as bits drawn with it, and far cheaper.
+    own = jax.random.key_data(jax.random.split(jax.random.fold_in(key, step), batch_size))
+    uniform = (own[:, 0] >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    classes = once(index, _class_of, edges.astype(jnp.float32), uniform)
     sizes = index.class_counts[classes].astype(jnp.uint32)
-    place = _high_product(words[1], sizes).astype(jnp.int32)
+    place = _high_product(own[:, 1], sizes).astype(jnp.int32)
     rows = index.members[index.starts[classes] + place]
     return jnp.where(edges[-1] > 0, rows, jnp.full_like(rows, -1))
 
 
 def _class_of(edges: Array, uniform: Array) -> Array:
-    """How many ``edges [K]`` are at most each of ``uniform [B]``; the last with a share at most.
-
-    Compared in two rounds of about sqrt(K): faster than halving, of which every round is a gather.
-    """
-    side = math.isqrt(edges.size - 1) + 1
+    """How many ``edges [K]`` are at most each of ``uniform``; the last with a share at most."""
     # The last class with a share owns the rounding error above its edge, never one without.
-    total = edges[-1]
-    padded = jnp.pad(edges, (0, side * side - edges.size), constant_values=jnp.inf)
-    table = jnp.where(padded < total, padded, jnp.full_like(padded, jnp.inf)).reshape(side, side)
-    block = jnp.sum(table[None, :-1, -1] <= uniform[:, None], axis=1, dtype=jnp.int32)
-    within = jnp.sum(table[block] <= uniform[:, None], axis=1, dtype=jnp.int32)
-    return block * side + within
+    return _number_below(
+        jnp.where(edges < edges[-1], edges, jnp.full_like(edges, jnp.inf)), uniform
+    )
+
+
+def _number_below(edges: Array, values: Array) -> Array:
+    """How many of the sorted ``edges [K]`` are at most each value, never all of them.
+
+    Found digit by digit, each by comparing with a row of about ten: faster than halving, of which
+    every round is a gather, and than comparing with all.
+    """
+    digits = max(1, math.ceil(math.log10(edges.size)))
+    side = next(side for side in itertools.count(1) if side**digits >= edges.size)
+    wide = (1,) * values.ndim
+    # No value is above the last edge, so that may stand for what pads the table.
+    padded = jnp.pad(edges, (0, side**digits - edges.size), mode="edge")
+    rows = padded[side ** (digits - 1) - 1 :: side ** (digits - 1)].reshape(*wide, side)
+    found = jnp.sum(rows <= values[..., None], axis=-1, dtype=jnp.int32)
+    for digit in reversed(range(digits - 1)):
+        rows = padded[side**digit - 1 :: side**digit].reshape(-1, side)[found]
+        within = jnp.sum(rows <= values[..., None], axis=-1, dtype=jnp.int32)
+        found = found * side + within
+    return found
 
 
 def _high_product(left: Array, right: Array) -> Array:
@@ -218,12 +242,13 @@ def stratified(
 
 @partial(jax.jit, static_argnums=3)
 def _class_major(key: Array, index: ClassIndex, step: Array, examples_per_class: int) -> Array:
-    number = index.class_counts.shape[0]
-    shape = (step.size, number, examples_per_class)
-    within = jnp.arange(examples_per_class, dtype=jnp.int32)
-    position = step[:, None, None] * examples_per_class + within[None, None, :]
-    classes = jnp.arange(number, dtype=jnp.int32)[None, :, None]
-    return members(key, index, jnp.broadcast_to(classes, shape), jnp.broadcast_to(position, shape))
+    sizes = jnp.maximum(index.class_counts, 1)[None, :]
+    classes = jnp.arange(sizes.size, dtype=jnp.int32)[None, :, None]
+    number, place = times_divmod(step[:, None], examples_per_class, sizes)
+    place = place[..., None] + jnp.arange(examples_per_class, dtype=jnp.int32)[None, None, :]
+    more, place = divide(place, sizes[..., None])
+    word = words(key, 1)[0]
+    return pass_members(word, index, classes, number[..., None] + more, place)
 
 
 def resampled_epochs(
@@ -282,15 +307,18 @@ def resampled_epochs(
 def _resampled(key: Array, index: ClassIndex, ends: Array, steps: Array, batch_size: int) -> Array:
     # Targets are data: other targets, or another data set of the same size, compile nothing.
     length = ends[-1]
-    order_key, member_key = jax.random.split(key)
+    order_word, member_word = words(key, 2)
     epoch, place = _stream(steps, batch_size, length)
-    words = word(order_key) + epoch.astype(jnp.uint32)
-    slot = permute(words, place, jnp.broadcast_to(length, place.shape))
-    classes = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
+    slot = once(index, permute, order_word + epoch.astype(jnp.uint32), place, length)
+    classes = once(index, _number_below, ends, slot)
+    position = once(index, _position, ends, classes, epoch, slot)
+    return members(member_word, index, classes, position)
+
+
+def _position(ends: Array, classes: Array, epoch: Array, slot: Array) -> Array:
+    """Which of all the uses of its class a slot of an epoch is, from the first epoch on."""
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
-    wanted = (ends - starts)[classes]
-    within = slot - starts[classes]
-    return members(member_key, index, classes, epoch * wanted + within)
+    return epoch * (ends - starts)[classes] + slot - starts[classes]
 
 
 def oversampled_counts(class_counts: ArrayLike, *, ratio: float = 1.0) -> np.ndarray:
