@@ -1,5 +1,6 @@
 """Domains of unequal size that share a teacher, and runs that choose how to draw them."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -38,15 +39,6 @@ class Policy(NamedTuple):
     restart: Any
     """Whether the optimiser and its schedule begin anew there."""
     step_size: Any
-
-
-class State(NamedTuple):
-    """Where a run stands."""
-
-    params: Any
-    opt_state: Any
-    objective: Any
-    """Share of every domain in the loss that the run minimises in the end, ``[domains]``."""
 
 
 def probabilities(sizes: Any, temperature: float) -> np.ndarray:
@@ -123,15 +115,15 @@ def initial(config: Any, key: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def look(config: Any, state: State, seed: Domains) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective on all training examples, and losses of every domain."""
+def look(config: Any, state: Any, policy: Policy, seed: Domains) -> tuple[jax.Array, Any]:
+    """What the run minimises in the end, on all training examples; losses of every domain."""
     domains = len(config.sizes)
     halves = (config.test_examples,) * (2 * domains)
     train = domain_means(losses(state.params, seed.inputs, seed.labels), config.sizes)
     held = domain_means(losses(state.params, seed.held_inputs, seed.held_labels), halves)
     validation, test = held.reshape(domains, 2).T
     record = {"train": train, "validation": validation, "test": test}
-    return train @ state.objective, record
+    return train @ (policy.draw[1] * policy.weight[1]), record
 
 
 @functools.cache
@@ -142,11 +134,11 @@ def functions(config: Any, steps: int, adaptive: bool) -> tuple[Any, Any, Any]:
     """
     tx = optax.scale_by_adam() if adaptive else optax.identity()
 
-    def start(policy: Policy, seed: Domains) -> State:
+    def start(policy: Policy, seed: Domains) -> Any:
         params = initial(config, seed.key)
-        return State(params, tx.init(params), policy.draw[1] * policy.weight[1])
+        return jb.dynamics.DescentState(params, tx.init(params))
 
-    def step(state: State, policy: Policy, seed: Domains, number: jax.Array) -> State:
+    def step(state: Any, policy: Policy, seed: Domains, number: jax.Array) -> Any:
         phase, key = (number >= policy.switch).astype(int), jax.random.fold_in(seed.key, number)
         one = policy.draw[phase], policy.weight[phase]
         grads = batch_gradient(config, state.params, seed, key, *one)
@@ -159,7 +151,7 @@ def functions(config: Any, steps: int, adaptive: bool) -> tuple[Any, Any, Any]:
         done = (number - begin) / (end - begin)
         size = policy.step_size * (0.5 + 0.5 * jnp.cos(jnp.pi * done) if adaptive else 1.0)
         updates = jax.tree.map(lambda leaf: -size * leaf, updates)
-        return State(optax.apply_updates(state.params, updates), opt_state, state.objective)
+        return jb.dynamics.DescentState(optax.apply_updates(state.params, updates), opt_state)
 
     return start, step, functools.partial(look, config)
 
@@ -168,8 +160,10 @@ def run(config: Any, policies: list[Policy], steps: int, *, adaptive: bool = Fal
     """A sweep over policies of all seeds."""
     grid = jax.tree.map(lambda *leaves: np.stack(leaves), *policies)
     marks = np.unique(np.linspace(0, steps, min(config.records, steps) + 1).astype(int))
-    three = functions(config, steps, adaptive)
-    return jb.dynamics.sweep(*three, grid, all_seeds(config), steps=steps, record_at=marks)
+    # What domains have of their own is in the data: it is no reason to compile once more.
+    three = functions(dataclasses.replace(config, own_teacher=0.0), steps, adaptive)
+    result = jb.dynamics.sweep(*three, grid, all_seeds(config), steps=steps, record_at=marks)
+    return jax.device_get(result)
 
 
 def gradients(params: Any, seed: Domains) -> np.ndarray:

@@ -147,7 +147,7 @@ def motion(apply: Any, method: str) -> tuple[Callable[..., Any], ...]:
         rows = problem.rows[number]
         return move(state, problem.inputs[rows], problem.labels[rows])[0]
 
-    def measure(state: Any, problem: Problem) -> Any:
+    def measure(state: Any, size: Any, problem: Problem) -> Any:
         losses = loss(state.params, problem.inputs, problem.labels)
         hits = apply(state.params, problem.test_inputs).argmax(-1) == problem.test_labels
         each = class_means(losses, problem.labels)

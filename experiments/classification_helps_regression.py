@@ -76,14 +76,6 @@ class Problem(NamedTuple):
     key: Any
 
 
-class State(NamedTuple):
-    """Where a run stands."""
-
-    params: Any
-    opt_state: Any
-    coefficient: Any
-
-
 def bin_of(targets: Any) -> Any:
     """Bin of a target, of equal width over the range of the function, which is [0, 1]."""
     return jb.losses.target_bins(targets, edges=jnp.linspace(0, 1, BINS + 1))
@@ -166,30 +158,27 @@ def errors(params: Any, inputs: Any, targets: Any) -> jax.Array:
 @functools.cache
 def functions(config: Config, steps: int) -> tuple[Any, Any, Any]:
     """What a sweep needs, for runs of a length."""
-    tx = optax.scale_by_adam()
 
-    def start(setting: Any, seed: Problem) -> State:
-        params = initial(config, seed.key)
-        return State(params, tx.init(params), setting["coefficient"])
+    def init(seed: Problem) -> Any:
+        return initial(config, seed.key)
 
-    def step(state: State, setting: Any, seed: Problem, number: jax.Array) -> State:
+    def gradient(params: Any, setting: Any, seed: Problem, number: jax.Array) -> Any:
         key = jax.random.fold_in(seed.key, number)
         rows = jax.random.randint(key, (config.batch_size,), 0, config.examples)
         batch = seed.inputs[rows], seed.targets[rows], seed.edges
-        grads = jax.grad(objective)(state.params, state.coefficient, *batch)
-        updates, opt_state = tx.update(grads, state.opt_state)
-        size = setting["step size"] * (0.5 + 0.5 * jnp.cos(jnp.pi * number / steps))
-        updates = jax.tree.map(lambda leaf: -size * leaf, updates)
-        return State(optax.apply_updates(state.params, updates), opt_state, state.coefficient)
+        return jax.grad(objective)(params, setting["coefficient"], *batch)
 
-    def measure(state: State, seed: Problem) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def chain(setting: Any) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(setting["step size"], steps))
+
+    def measure(state: Any, setting: Any, seed: Problem) -> tuple[jax.Array, dict[str, jax.Array]]:
         every = seed.inputs, seed.targets, seed.edges
-        loss = objective(state.params, state.coefficient, *every)
+        loss = objective(state.params, setting["coefficient"], *every)
         validation = errors(state.params, seed.validation_inputs, seed.validation_targets)
         test = errors(state.params, seed.test_inputs, seed.test_targets)
         return loss, {"validation": validation, "test": test}
 
-    return start, step, measure
+    return (*jb.dynamics.descent(init, gradient, chain), measure)
 
 
 def one_loss(

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxbalance as jb
 
@@ -78,21 +79,20 @@ def toy_objective(weights: jax.Array, setting: Any, features: jax.Array) -> jax.
 def train_toy(config: Config, basis: jax.Array, features: jax.Array) -> jax.Array:
     """Responses of trained models to both features, ``[penalties, strengths, 2]``."""
 
-    def step(weights: Any, setting: Any, rows: Any, number: Any) -> jax.Array:
-        del number
-        return weights - TOY_STEP * jax.grad(toy_objective)(weights, setting, rows)
+    def gradient(weights: Any, setting: Any, rows: Any, number: Any) -> jax.Array:
+        return jax.grad(toy_objective)(weights, setting, rows)
 
-    def measure(weights: Any, rows: Any) -> Any:
-        margins = rows @ weights
+    def measure(state: Any, setting: Any, rows: Any) -> Any:
+        margins = rows @ state.params
         return jax.nn.softplus(-margins).sum(), margins @ basis
 
-    def start(setting: Any, rows: Any) -> jax.Array:
-        return jnp.zeros_like(rows[0])
-
+    runs = jb.dynamics.descent(
+        lambda rows: jnp.zeros_like(rows[0]), gradient, lambda setting: optax.sgd(TOY_STEP)
+    )
     decays, decouplings = (0, config.toy_decay, 0), (0, 0, config.toy_decoupling)
     grid = {"decay": jnp.array(decays), "decoupling": jnp.array(decouplings)}
     steps = {"steps": config.toy_steps, "record_at": []}
-    return jb.dynamics.sweep(start, step, measure, grid, features, **steps).record[:, :, -1]
+    return jb.dynamics.sweep(*runs, measure, grid, features, **steps).record[:, :, -1]
 
 
 def fixed_points(config: Config) -> dict[str, Any]:
@@ -167,29 +167,25 @@ def boundary(params: Any) -> jax.Array:
     return ROWS[0] + (ROWS[-1] - ROWS[0]) * below.mean(axis=1)
 
 
+@functools.cache
 def motion(config: Config) -> tuple[Callable[..., Any], ...]:
     """Start, step and measure: gradient descent with momentum on all examples."""
 
-    def begin(setting: Any, problem: Any) -> Any:
-        trace = jax.tree.map(jnp.zeros_like, problem["params"])
-        return {"params": problem["params"], "trace": trace, "setting": setting}
+    def gradient(params: Any, setting: Any, problem: Any, number: Any) -> Any:
+        return jax.grad(objective)(params, setting, problem)
 
-    def step(state: Any, setting: Any, problem: Any, number: Any) -> Any:
-        del number
-        grads = jax.grad(objective)(state["params"], setting, problem)
-        trace = jax.tree.map(lambda t, g: config.momentum * t + g, state["trace"], grads)
-        move = functools.partial(jax.tree.map, lambda p, t: p - setting["size"] * t)
-        return state | {"params": move(state["params"], trace), "trace": trace}
+    def chain(setting: Any) -> optax.GradientTransformation:
+        return optax.sgd(setting["size"], momentum=config.momentum)
 
-    def measure(state: Any, problem: Any) -> Any:
+    def measure(state: Any, setting: Any, problem: Any) -> Any:
         right = {
-            name: (network(state["params"], rows) * labels > 0).mean()
+            name: (network(state.params, rows) * labels > 0).mean()
             for name, (rows, labels) in ((n, problem[n]) for n in ("train", "test"))
         }
-        seen = right | {"boundary": boundary(state["params"])}
-        return objective(state["params"], state["setting"], problem), seen
+        seen = right | {"boundary": boundary(state.params)}
+        return objective(state.params, setting, problem), seen
 
-    return begin, step, measure
+    return (*jb.dynamics.descent(lambda problem: problem["params"], gradient, chain), measure)
 
 
 def methods(config: Config) -> dict[str, tuple[float, float]]:
@@ -214,9 +210,10 @@ def on_moons(config: Config, kind: str) -> dict[str, Any]:
         }
         for seed in range(config.seeds)
     ]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
     marks = jb.dynamics.log_spaced_steps(config.steps, num_records=25)
     run = jb.dynamics.sweep(*motion(config), grid, stacked, steps=config.steps, record_at=marks)
+    run = jax.device_get(run)
     chosen = []
     for i in range(len(known)):
         mine = slice(i * len(sizes), (i + 1) * len(sizes))

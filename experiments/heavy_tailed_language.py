@@ -218,14 +218,14 @@ def programs(config: Config, trained: str, family: str) -> tuple[Any, Any, Any]:
     apply = linear if trained == "head" else build(config, jax.random.key(0)).apply
     per_example = jb.training.example_loss(apply, jb.losses.weighted_cross_entropy)
 
-    def gradient(params: Any, sample: Sample, number: jax.Array) -> Any:
+    def gradient(params: Any, size: Any, sample: Sample, number: jax.Array) -> Any:
         shape = {"num_examples": len(sample.labels), "batch_size": config.batch_size, "steps": 1}
         rows = jb.samplers.shuffled_epochs(sample.key, start=number, **shape)[0]
         inputs, labels = sample.inputs[rows], sample.labels[rows]
         weight = sample.weights[labels]
         return jax.grad(lambda p: jnp.mean(weight * per_example(p, inputs, labels)))(params)
 
-    def measure(state: Any, sample: Sample) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def measure(state: Any, size: Any, sample: Sample) -> tuple[jax.Array, dict[str, jax.Array]]:
         # In pieces, because the logits of all examples and words need not fit.
         one = functools.partial(_each, functools.partial(per_example, state.params))
         examples = sample.inputs, sample.labels

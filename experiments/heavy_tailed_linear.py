@@ -144,7 +144,7 @@ def mean_loss(weights: Any, seed: Any) -> jax.Array:
     return jnp.mean(jb.losses.weighted_cross_entropy(seed["inputs"] @ weights, seed["labels"]))
 
 
-def here_and_opposite(state: Any, seed: Any) -> tuple[jax.Array, Any]:
+def here_and_opposite(state: Any, size: Any, seed: Any) -> tuple[jax.Array, Any]:
     """The loss, and gradient, Hessian and frequency of every class at W and at -W."""
     look = functools.partial(jb.dynamics.output_curvature, seed["inputs"], seed["labels"])
     return mean_loss(state.params, seed), (look(state.params), look(-state.params))
@@ -155,7 +155,7 @@ def path(config: Config) -> dict[str, np.ndarray]:
     drawn = zip(*[draw(config, n, centred=False) for n in range(config.seeds)], strict=True)
     seeds = dict(zip(("inputs", "labels", "start"), map(np.stack, drawn), strict=True))
     gradient = jax.grad(mean_loss)
-    runs = jb.dynamics.descent(lambda s: s["start"], lambda w, s, step: gradient(w, s), optax.adam)
+    runs = jb.dynamics.descent(lambda s: s["start"], lambda w, _, s, t: gradient(w, s), optax.adam)
     marks = jb.dynamics.log_spaced_steps(config.steps, num_records=8)
     grid, number = np.array([config.path_step_size]), config.steps
     result = jb.dynamics.sweep(*runs, here_and_opposite, grid, seeds, steps=number, record_at=marks)

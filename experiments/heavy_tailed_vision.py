@@ -124,7 +124,7 @@ def seeds_of(config: Config, kind: str) -> tuple[Any, dict[str, Any]]:
     modules = [jb.models.SmallCNN(shape, number, **size, rngs=nnx.Rngs(d["seed"])) for d in drawn]
     models = [jb.models.functional(module) for module in modules]
     every = [data | {"params": model.params} for data, model in zip(drawn, models, strict=True)]
-    return models[0].apply, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    return models[0].apply, jax.tree.map(lambda *leaves: np.stack(leaves), *every)
 
 
 def trained(config: Config, kind: str, name: str) -> dict[str, np.ndarray]:
@@ -134,14 +134,14 @@ def trained(config: Config, kind: str, name: str) -> dict[str, np.ndarray]:
     def losses(params: Any, seed: Any) -> jax.Array:
         return jb.losses.weighted_cross_entropy(apply(params, seed["inputs"]), seed["labels"])
 
-    def measure(state: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
+    def measure(state: Any, size: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
         values, members = losses(state.params, seed), jnp.stack([~seed["small"], seed["small"]])
         return values.mean(), members @ values / jnp.maximum(members.sum(axis=1), 1)
 
     gradient = jax.grad(lambda params, seed: losses(params, seed).mean())
     runs = jb.dynamics.descent(
         lambda seed: seed["params"],
-        lambda params, seed, step: gradient(params, seed),
+        lambda params, size, seed, step: gradient(params, seed),
         METHODS[name],
     )
     halves = np.arange(config.step_sizes) - (config.step_sizes - 1) / 2

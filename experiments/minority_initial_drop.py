@@ -84,9 +84,11 @@ def train(
     """All step sizes on all problems: lengths for normalised steps, else factors of gradients."""
     grid = np.array(config.lengths if method.startswith("PCN") else factors)
     marks = sorted({*range(min(20, steps)), *range(0, steps, 5)})
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
     how = {"steps": steps, "record_at": marks, "batched": jax.default_backend() != "cpu"}
-    result = jb.dynamics.sweep(*classes.motion(apply, method), jnp.asarray(grid), stacked, **how)
+    # Over-sampled batches are other rows of the same program.
+    motion = classes.motion(apply, method.removesuffix("+O"))
+    result = jb.dynamics.sweep(*motion, jnp.asarray(grid), stacked, **how)
     choice = jb.dynamics.choose_step_size(result)
     return {
         "steps": result.steps,

@@ -123,7 +123,7 @@ def programs(config: Config) -> tuple[Any, Any, Any]:
         extra = (seed.train, setting, order, number < setting["stop"])
         return filters - config.step_size * jax.grad(mixed_loss)(filters, *extra)
 
-    def measure(filters: jax.Array, seed: Seed) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def measure(filters: jax.Array, setting: Any, seed: Seed) -> tuple[jax.Array, Any]:
         outputs = logits(responses(config, filters, seed.train))
         hits = logits(responses(config, filters, seed.test)).argmax(-1) == seed.test.labels
         # Each feature seen by the filters of its own class: [common or rare, class].

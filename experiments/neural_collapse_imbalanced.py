@@ -119,7 +119,7 @@ def vectors(params: dict[str, Any], problem: Problem) -> tuple[jax.Array, jax.Ar
     return rows, jax.nn.relu(problem.inputs @ params["first"].T) @ params["last"].T
 
 
-def least_squares(params: dict[str, Any], problem: Problem, number: Any = None) -> jax.Array:
+def least_squares(params: dict[str, Any], problem: Problem) -> jax.Array:
     """Of one-hot labels, with both penalties."""
     rows, features = vectors(params, problem)
     outputs = features @ rows.T + params.get("bias", jnp.zeros_like(rows, shape=len(rows)))
@@ -129,7 +129,7 @@ def least_squares(params: dict[str, Any], problem: Problem, number: Any = None) 
     return jnp.sum((outputs - wanted) ** 2) / (2 * len(features)) + penalty / 2
 
 
-def cross_entropy(params: dict[str, Any], problem: Problem, number: Any = None) -> jax.Array:
+def cross_entropy(params: dict[str, Any], problem: Problem) -> jax.Array:
     """Of one example per class, weighted by counts, with both penalties.
 
     All of a class have one convex problem given the rows, so their features end as one vector.
@@ -144,7 +144,7 @@ def cross_entropy(params: dict[str, Any], problem: Problem, number: Any = None) 
     return jnp.sum(shares * losses) + penalty / 2
 
 
-def frame_and_simplex(state: Any, problem: Problem) -> Any:
+def frame_and_simplex(state: Any, size: Any, problem: Problem) -> Any:
     """Loss; distances from both; squared lengths and inner products, and what they should be."""
     rows, features = vectors(state.params, problem)
     decays = {"weight_decay": problem.weight_decay, "feature_decay": problem.feature_decay}
@@ -162,7 +162,7 @@ def frame_and_simplex(state: Any, problem: Problem) -> Any:
     }
 
 
-def minority(majority: int, state: Any, problem: Problem) -> Any:
+def minority(majority: int, state: Any, size: Any, problem: Problem) -> Any:
     """Loss; cosine of minority rows, mean over pairs; the longest way of one to their mean."""
     rows = vectors(state.params, problem)[0][majority:]
     units = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -182,7 +182,8 @@ def runs(config: Config, steps: int, merge: bool, depth: int, bias: bool) -> tup
     def adam(size: Any) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(size, steps))
 
-    return (*jb.dynamics.descent(init, jax.grad(loss), adam), observe)
+    moves = jb.dynamics.descent(init, lambda params, _, one, t: jax.grad(loss)(params, one), adam)
+    return (*moves, observe)
 
 
 def train(

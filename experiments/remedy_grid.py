@@ -169,7 +169,7 @@ def runs(config: Config) -> tuple[Any, ...]:
         updates["body"] = jax.tree.map(lambda leaf: moves * leaf, updates["body"])
         return optax.apply_updates(params, updates), opt_state
 
-    def measure(state: Any, seed: Plan) -> Any:
+    def measure(state: Any, size: Any, seed: Plan) -> Any:
         whole = loss(state[0], data.inputs, data.labels, seed.shares)
         return whole, {"logits": network(state[0], data.test_inputs)}
 
@@ -200,6 +200,7 @@ def setting(config: Config, kind: str, ratio: float, fraction: float) -> dict[st
     result = jb.dynamics.sweep(
         *runs(config), jnp.array(config.step_sizes), stacked, steps=config.steps, record_at=[]
     )
+    result = jax.device_get(result)
     found: dict[str, np.ndarray] = {"sizes": np.array(sizes), "grid": np.array(config.step_sizes)}
     for number, method in enumerate(TRAINED):
         own = slice(number * config.seeds, (number + 1) * config.seeds)
@@ -212,17 +213,24 @@ def setting(config: Config, kind: str, ratio: float, fraction: float) -> dict[st
     return found
 
 
+areas_of = jax.jit(jax.vmap(jb.metrics.auroc, in_axes=(0, None)))
+
+
+@jax.vmap
+def adjusted_by(logits: jax.Array, class_counts: jax.Array) -> jax.Array:
+    """Logits of one seed for a test set of equal classes."""
+    return jb.posthoc.adjust_logits(logits, class_counts=class_counts)
+
+
 def scored(logits: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     """Areas and accuracies ``[seeds]``: as trained, divided by priors, and renormalised."""
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     priors = (sizes / sizes.sum(axis=1, keepdims=True))[:, None, :]
     divided = np.exp(log_p) / priors
     with jax.enable_x64(True):
-        areas = jax.jit(jax.vmap(jb.metrics.auroc, in_axes=(0, None)))
         forms = (np.exp(log_p), divided, divided / divided.sum(axis=-1, keepdims=True))
-        area, again, renormalised = (np.asarray(areas(form, labels)) for form in forms)
-        adjust = jax.vmap(lambda z, n: jb.posthoc.adjust_logits(z, class_counts=n))
-        adjusted = np.asarray(adjust(jnp.asarray(logits), jnp.asarray(sizes)))
+        area, again, renormalised = (np.asarray(areas_of(form, labels)) for form in forms)
+        adjusted = np.asarray(adjusted_by(jnp.asarray(logits), jnp.asarray(sizes)))
     right = (form.argmax(axis=-1) == labels for form in (log_p, divided))
     accuracy, thresholded = (hits.mean(axis=-1) for hits in right)
     return {

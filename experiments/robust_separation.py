@@ -166,27 +166,20 @@ def programs(config: Config, loss: Callable[[Config, Any], Any]) -> tuple[Any, A
     def chain(knobs: dict[str, Any]) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(knobs["size"], config.steps))
 
-    def start(knobs: dict[str, Any], seed: dict[str, Any]) -> Any:
-        return seed["params"], chain(knobs).init(seed["params"]), knobs
-
-    def step(state: Any, knobs: dict[str, Any], seed: dict[str, Any], number: Any) -> Any:
-        params, opt_state, _ = state
+    def gradient(params: Any, knobs: dict[str, Any], seed: dict[str, Any], number: Any) -> Any:
         batch = [array[seed["rows"][number]] for array in seed["train"]]
-        grads = jax.grad(lambda p: jnp.mean(loss(config, knobs)(p, *batch)))(params)
-        updates, opt_state = chain(knobs).update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, knobs
+        return jax.grad(lambda p: jnp.mean(loss(config, knobs)(p, *batch)))(params)
 
-    def measure(state: Any, seed: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params, _, knobs = state
+    def measure(state: Any, knobs: dict[str, Any], seed: dict[str, Any]) -> tuple[jax.Array, Any]:
         inputs, labels = seed["test"]
         adversary = attack(config, knobs, config.test_attack_steps)
-        logits = network(config).apply(params, adversary(params, inputs, labels))
+        logits = network(config).apply(state.params, adversary(state.params, inputs, labels))
         confusion = jb.metrics.confusion_matrix(labels, logits.argmax(axis=-1), num_classes=2)
         area = jb.metrics.auroc(logits[:, 1] - logits[:, 0], labels)
         record = {"recall": jb.metrics.recall(confusion), "area": area}
-        return jnp.mean(reweighted(config, knobs)(params, *seed["train"])), record
+        return jnp.mean(reweighted(config, knobs)(state.params, *seed["train"])), record
 
-    return start, step, measure
+    return (*jb.dynamics.descent(lambda seed: seed["params"], gradient, chain), measure)
 
 
 def closed_form(config: Config, setting: Setting, power: float) -> np.ndarray:
@@ -206,9 +199,9 @@ def trained(config: Config, setting: Setting, separations: tuple[float, ...]) ->
     columns = zip(("separation", "weights", "size", "radius"), zip(*grid, strict=True), strict=True)
     knobs = {name: np.array(values, np.float32) for name, values in columns}
     every = [one_seed(config, setting, seed) for seed in range(config.seeds)]
-    seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    seeds = jax.tree.map(lambda *leaves: np.stack(leaves), *every)
     ends = {"steps": config.steps, "record_at": ()}
-    result = jb.dynamics.sweep(*programs(config, loss), knobs, seeds, **ends)
+    result = jax.device_get(jb.dynamics.sweep(*programs(config, loss), knobs, seeds, **ends))
     final = {name: values[:, :, -1] for name, values in result.record.items()}
     found, width = [], len(config.step_sizes)
     for runs in (slice(i, i + width) for i in range(0, len(grid), width)):

@@ -135,14 +135,10 @@ def programs(hidden: tuple[int, ...], features: int, batch: int, steps: int) -> 
     """``start``, ``step`` and ``measure`` of a sweep, the same for all methods."""
     model = network(hidden, features)
 
-    def chain(size: Any) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(size, steps))
+    def chain(setting: Any) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(setting["size"], steps))
 
-    def start(setting: Any, seed: Any) -> Any:
-        return seed["params"], chain(setting["size"]).init(seed["params"])
-
-    def step(state: Any, setting: Any, seed: Any, number: Any) -> Any:
-        params, opt_state = state
+    def gradient(params: Any, setting: Any, seed: Any, number: Any) -> Any:
         rows = seed["chosen"][setting["number"]]
         if len(rows) > batch:
             sizes = {"num_examples": len(rows), "batch_size": batch, "steps": 1}
@@ -151,14 +147,13 @@ def programs(hidden: tuple[int, ...], features: int, batch: int, steps: int) -> 
         def loss(params: Any) -> jax.Array:
             return jnp.mean(losses(model.apply(params, seed["inputs"][rows]), seed, rows))
 
-        updates, opt_state = chain(setting["size"]).update(jax.grad(loss)(params), opt_state)
-        return optax.apply_updates(params, updates), opt_state
+        return jax.grad(loss)(params)
 
-    def measure(state: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(state[0], seed["inputs"])
+    def measure(state: Any, setting: Any, seed: Any) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(state.params, seed["inputs"])
         return jnp.mean(losses(logits, seed, slice(None))), jax.nn.softmax(logits)[:, 1]
 
-    return start, step, measure
+    return (*jb.dynamics.descent(lambda seed: seed["params"], gradient, chain), measure)
 
 
 def losses(logits: jax.Array, seed: Any, rows: Any) -> jax.Array:

@@ -164,9 +164,9 @@ def linear_runs(inputs, labels):
         return jnp.mean(each)
 
     runs = descent(
-        lambda seed: seed, lambda weights, seed, number: jax.grad(loss)(weights), optax.adam
+        lambda seed: seed, lambda weights, size, seed, number: jax.grad(loss)(weights), optax.adam
     )
-    return runs, lambda state, seed: (loss(state.params), {"norm": jnp.sum(state.params**2)})
+    return runs, lambda state, size, seed: (loss(state.params), {"norm": jnp.sum(state.params**2)})
 
 
 def test_a_sweep_equals_single_runs_in_either_layout(generator):

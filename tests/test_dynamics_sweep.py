@@ -31,9 +31,9 @@ def test_log_spaced_steps_are_rising_and_reach_both_ends():
 
 
 def memory(steps):
-    runs = descent(lambda seed: seed, lambda p, seed, number: 2.0 * p, optax.adam)
+    runs = descent(lambda seed: seed, lambda p, size, seed, number: 2.0 * p, optax.adam)
     marks = _sweep.record_steps(steps, [0, 3])
-    arguments = runs.start, runs.step, lambda state, seed: (jnp.sum(state.params**2), {})
+    arguments = runs.start, runs.step, lambda state, size, seed: (jnp.sum(state.params**2), {})
     lowered = _sweep._compiled.lower(*arguments, marks, True, jnp.ones(3), jnp.ones((2, 50)))
     account = lowered.compile().memory_analysis()
     return account.temp_size_in_bytes + account.output_size_in_bytes
@@ -43,10 +43,10 @@ def test_memory_depends_on_the_records_not_on_the_steps():
     assert memory(10_000) == memory(10)
 
 
-QUADRATIC = descent(lambda seed: seed, lambda p, seed, number: 2.0 * p, optax.sgd)
+QUADRATIC = descent(lambda seed: seed, lambda p, size, seed, number: 2.0 * p, optax.sgd)
 
 
-def quadratic_measure(state, seed):
+def quadratic_measure(state, size, seed):
     return state.params**2, {"where": state.params}
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_blows_up_midway_goes_back_to_its_start():
     result = sweep(
         lambda setting, seed: jnp.float32(8.0),
         step,
-        lambda state, seed: (state, {"it": jnp.stack([state, -state]), "number": seed}),
+        lambda state, setting, seed: (state, {"it": jnp.stack([state, -state]), "number": seed}),
         jnp.array([1.0, 3.0]),
         jnp.arange(2),
         steps=5,
@@ -107,13 +107,13 @@ def test_mini_batches_of_each_seed(generator):
     rows = generator.integers(0, 9, size=(2, 15, 4)).astype(np.int32)
     runs = descent(
         lambda seed: jnp.float32(5.0),
-        lambda p, seed, number: jnp.mean(p - jnp.asarray(points)[seed["rows"][number]]),
+        lambda p, setting, seed, number: jnp.mean(p - jnp.asarray(points)[seed["rows"][number]]),
         lambda setting: optax.sgd(setting["size"], momentum=setting["momentum"]),
     )
     grid = {"size": jnp.array([0.1, 0.2, 0.1]), "momentum": jnp.array([0.0, 0.0, 0.5])}
     result = sweep(
         *runs,
-        lambda state, seed: (jnp.mean((state.params - points) ** 2), state.params),
+        lambda state, setting, seed: (jnp.mean((state.params - points) ** 2), state.params),
         grid,
         {"rows": jnp.asarray(rows)},
         steps=15,
@@ -128,6 +128,24 @@ def test_mini_batches_of_each_seed(generator):
             np.testing.assert_allclose(result.record[g, s], seen, rtol=1e-4, atol=1e-5)
 
 
+def test_the_setting_reaches_gradient_optimiser_and_measure():
+    """Weight decay is a part of the loss: p -> p - size (decay p + 2 p), recorded with its loss."""
+
+    def loss(p, setting, seed, number):
+        return p**2 + setting["decay"] / 2 * p**2
+
+    def measure(state, setting, seed):
+        return loss(state.params, setting, seed, None), setting
+
+    runs = descent(lambda seed: seed, jax.grad(loss), lambda setting: optax.sgd(setting["size"]))
+    grid = {"size": jnp.array([0.25, 0.125, 0.125]), "decay": jnp.array([0.0, 0.0, 4.0])}
+    result = sweep(*runs, measure, grid, jnp.array([8.0]), steps=2)
+    wanted = [[64, 16, 4], [64, 36, 20.25], [192, 12, 0.75]]
+    np.testing.assert_array_equal(result.loss[:, 0], wanted)
+    for name, values in grid.items():
+        np.testing.assert_array_equal(result.record[name][:, 0], values[:, None].repeat(3, axis=1))
+
+
 def test_convolutions_are_called_from_python_on_cpu_with_the_same_numbers(generator):
     image = jnp.asarray(generator.normal(size=(1, 6, 6, 1)), jnp.float32)
 
@@ -140,16 +158,21 @@ def test_convolutions_are_called_from_python_on_cpu_with_the_same_numbers(genera
 
     runs = descent(
         lambda seed: jax.random.normal(seed, (3, 3, 1, 2)),
-        lambda kernel, seed, number: jax.grad(loss)(kernel),
+        lambda kernel, size, seed, number: jax.grad(loss)(kernel),
         optax.sgd,
     )
     keys, sizes = jax.random.split(jax.random.key(3), 2), jnp.array([0.01, 0.1, 1e30])
-    arguments = runs.start, runs.step, lambda state, seed: (loss(state.params), {}), sizes, keys
+
+    def measure(state, size, seed):
+        return loss(state.params), {"size": size}
+
+    arguments = runs.start, runs.step, measure, sizes, keys
     assert _sweep._from_python(runs.start, runs.step, sizes, keys)
     alone = sweep(*arguments, steps=4, record_at=[1])
     together = sweep(*arguments, steps=4, record_at=[1], batched=True)
     chex.assert_trees_all_close(alone, together, rtol=1e-4, atol=1e-6)
     assert alone.diverged.tolist() == [[False] * 2] * 2 + [[True] * 2]
+    np.testing.assert_array_equal(alone.record["size"][..., 0], sizes[:, None].repeat(2, 1))
 
 
 def test_it_is_compiled_once_and_nests_in_jit():
@@ -192,7 +215,7 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="seeds: got leaves"):
             run(sizes, bad, steps=4)
     with pytest.raises(ValueError, match=r"measure: got a loss of shape \(2,\)"):
-        sweep(*QUADRATIC, lambda state, seed: (sizes, {}), sizes, seeds, steps=4)
+        sweep(*QUADRATIC, lambda state, size, seed: (sizes, {}), sizes, seeds, steps=4)
     with pytest.raises(ValueError, match="num_records: got 0"):
         log_spaced_steps(5, num_records=0)
 

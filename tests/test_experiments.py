@@ -1,27 +1,20 @@
 """The experiments run at a tiny size, and what they conclude from can be trusted."""
 
 import dataclasses
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from jaxbalance import experiments
+from jaxbalance import experiments, models
+from tests.experiment_helpers import kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def vision():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import long_tailed_vision
-
-        yield long_tailed_vision
-    finally:
-        sys.path.remove(str(FOLDER))
+    return experiments.load("long_tailed_vision")
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +24,23 @@ def tiny(vision):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """An experiment is a user's program: JAX's own defaults hold, but for the compiler's effort.
-
-    Compiling is nearly all the time that a few steps take, and all are taken in float64 so that
-    they can share what was compiled.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.enable_x64(True),
-    ):
+def float64():
+    """All steps are taken in float64, so that they can share what was compiled."""
+    with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def layer(shape, num_classes, *, depth, width, rngs):
+    """In place of the ResNet: compiling is nearly all the time that a few steps take."""
+    assert (depth, width) == (8, 4)
+    return models.MLP(int(np.prod(shape)), num_classes, hidden=(width,), rngs=rngs)
+
+
+@pytest.fixture(scope="module")
+def trainer(vision, tiny):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "ResNet", layer)
+        return vision.Trainer(tiny, vision.load("digits"))
 
 
 @pytest.fixture
@@ -58,15 +54,9 @@ def compiled_once(vision, trainer, monkeypatch):
     monkeypatch.setattr(vision, "Trainer", same)
 
 
-@pytest.fixture(scope="module")
-def trainer(vision, tiny):
-    return vision.Trainer(tiny, vision.load("digits"))
-
-
 @pytest.mark.usefixtures("compiled_once")
 def test_devices_agree(vision, tiny, monkeypatch):
-    import devices_agree
-
+    devices_agree = experiments.load("devices_agree")
     assert jax.device_count() == 8
     monkeypatch.setattr(devices_agree, "METHODS", ("pcnsgd",))
     monkeypatch.setattr(devices_agree, "training", lambda config: tiny)
@@ -90,9 +80,9 @@ def test_vision_runs_and_keeps_its_results(vision, tiny, tmp_path):
     assert result.numbers["early step"] == 1
     assert result.numbers["sum of classes, first losses off by"] < 1e-4
     assert "PCNSGD" in vision.summary(result.numbers)
-    with np.load(result.place / "record.npz") as record:
-        moments = record["long tail/pcnsgd/moments"]
-        assert record["long tail/pcnsgd/test"].shape == (1, len(moments), 10)
+    record = kept(result)
+    moments = record["long tail/pcnsgd/moments"]
+    assert record["long tail/pcnsgd/test"].shape == (1, len(moments), 10)
 
 
 def test_vision_draws_disjoint_rows_of_the_wanted_classes(vision, tiny):
@@ -158,36 +148,40 @@ def test_vision_halves_images_by_the_mean_of_squares(vision, generator):
     assert small[1, 0, 1, 2] == images[1, 0:2, 2:4, 2].mean()
 
 
-def test_cifar_from_jpeg_coefficients(vision, shared_data):
-    folder = shared_data / "cifar10_jpeg"
-    data = vision.load(str(folder))
-    assert data.inputs.shape == (30431, 32, 32, 3)
-    np.testing.assert_array_equal(np.bincount(data.labels[data.test_indices]), 1000)
-    with np.load(folder / "cifar10_dct.npz") as stored:
-        coefficients, exceptions = stored["coef"].astype(int), stored["exc"]
-        luma, chroma = stored["By"].astype(float), stored["Bc"].astype(float)
-    for block, place, image, value in exceptions.T:
+def test_cifar_from_jpeg_coefficients(vision, shared_data, tmp_path):
+    """Some images, whose coefficients do not all fit eight bits, summed one cosine at a time."""
+    with np.load(shared_data / "cifar10_jpeg" / "cifar10_dct.npz") as stored:
+        known = {name: stored[name] for name in ("By", "Bc", "coef", "exc", "is_test", "y")}
+    assert np.bincount(known["y"][known["is_test"].astype(bool)]).tolist() == [1000] * 10
+    beyond = known["exc"][:, np.isin(known["exc"][2], known["exc"][2, [0, -1]])]
+    first = np.unique(known["y"], return_index=True)[1]
+    rows = np.union1d([*first, known["coef"].shape[-1] - 1], beyond[2])
+    beyond = np.stack([*beyond[:2], np.searchsorted(rows, beyond[2]), beyond[3]])
+    coefficients = known["coef"][..., rows]
+    some = known | {name: known[name][rows] for name in ("is_test", "y")}
+    np.savez(tmp_path / "cifar10_dct.npz", **some | {"coef": coefficients, "exc": beyond})
+    data = vision.load(str(tmp_path))
+    np.testing.assert_array_equal(data.labels, known["y"][rows])
+    np.testing.assert_array_equal(data.test_indices, np.flatnonzero(known["is_test"][rows]))
+    coefficients = coefficients.astype(int)
+    for block, place, image, value in beyond.T:
         coefficients[block, place, image] = value
-    for image in (0, 30430):
-        # One tile of 16 x 16 pixels at a time: blocks of luma by rows, then Cb, then Cr.
+    for image in range(len(rows)):
         for tile, (top, left) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
             blocks = coefficients[6 * tile : 6 * tile + 6, :, image]
-            light = np.block(
-                [
-                    [sum(blocks[2 * i + j, k] * luma[k] for k in range(64)) for j in (0, 1)]
-                    for i in (0, 1)
-                ]
-            )
-            blue, red = (
-                np.kron(sum(blocks[c, k] * chroma[k] for k in range(64)), np.ones((2, 2)))
-                for c in (4, 5)
-            )
-            light = light + 128
-            colours = (
-                light + 1.402 * red,
-                light - 0.344136 * blue - 0.714136 * red,
-                light + 1.772 * blue,
-            )
-            expected = np.clip(np.stack(colours, axis=-1), 0, 255)
             came = data.inputs[image, top : top + 16, left : left + 16]
-            np.testing.assert_allclose(came, expected, atol=0.51)
+            wanted = tile_of(blocks, known["By"].astype(float), known["Bc"].astype(float))
+            np.testing.assert_allclose(came, wanted, atol=0.51)
+
+
+def tile_of(blocks, luma, chroma):
+    """16 x 16 pixels: blocks of luma by rows, then Cb, then Cr."""
+    rows = [
+        [sum(blocks[2 * i + j, k] * luma[k] for k in range(64)) for j in (0, 1)] for i in (0, 1)
+    ]
+    light = np.block(rows) + 128
+    blue, red = (
+        np.kron(sum(blocks[c, k] * chroma[k] for k in range(64)), np.ones((2, 2))) for c in (4, 5)
+    )
+    green = light - 0.344136 * blue - 0.714136 * red
+    return np.clip(np.stack([light + 1.402 * red, green, light + 1.772 * blue], axis=-1), 0, 255)

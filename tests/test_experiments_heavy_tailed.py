@@ -2,31 +2,17 @@
 
 import copy
 import dataclasses
-import importlib
-import json
-import pathlib
-import sys
 
-import jax
 import numpy as np
 import pytest
 from scipy.special import lambertw
 
 from jaxbalance import data, experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
+pytestmark = pytest.mark.usefixtures("as_users_do")
+
 SIZES = {"seeds": 1, "step_sizes": 1, "steps": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
 
 
 def run_few(experiment, config, results, *, instead):
@@ -47,17 +33,9 @@ def run_few(experiment, config, results, *, instead):
         return experiments.run(experiment, config, results=results)
 
 
-def kept(result):
-    """The record of a run whose folder is complete."""
-    assert json.loads((result.place / "numbers.json").read_text()) == result.numbers
-    assert (result.place / "figure.png").stat().st_size > 10_000
-    with np.load(result.place / "record.npz") as record:
-        return dict(record)
-
-
 @pytest.fixture(scope="module")
 def linear():
-    return importlib.import_module("heavy_tailed_linear")
+    return experiments.load("heavy_tailed_linear")
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +130,9 @@ def test_the_linear_check_holds_and_can_fail(linear, linear_numbers, keys, value
     assert_refused(linear.check, linear_numbers, keys, value, message)
 
 
-def assert_refused(check, numbers, keys, value, message):
-    wrong = copy.deepcopy(numbers)
-    place = wrong
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
-    with pytest.raises(AssertionError, match=message):
-        check(wrong)
-
-
 @pytest.fixture(scope="module")
 def vision():
-    return importlib.import_module("heavy_tailed_vision")
+    return experiments.load("heavy_tailed_vision")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The minority initial drop at a tiny size: it runs, its numbers are right, and it can fail."""
 
 import copy
-import pathlib
 import sys
 
 import jax
@@ -9,21 +8,9 @@ import numpy as np
 import pytest
 
 from jaxbalance import experiments
+from tests.experiment_helpers import kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold, but for the compiler's effort."""
-    sys.path.insert(0, str(FOLDER))
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +20,12 @@ def drop():
 
 @pytest.fixture(scope="module")
 def config(drop):
-    sizes = {"examples": 44, "batch_examples": 44, "batch_size": 12, "image_examples": 44}
-    steps = {"full_steps": 12, "batch_steps": 3, "image_steps": 2}
-    few = {"ratios": (1, 10), "offsets": (4.0,), "image_ratio": 10, "seeds": 2}
-    return drop.Config(dimension=4, hidden=3, **sizes, **steps, **few)
+    sizes = {"dimension": 4, "hidden": 3, "examples": 44, "full_steps": 12, "seeds": 2}
+    # As many examples, rows and steps wherever there are batches, so that one program draws all.
+    batches = {"batch_examples": 44, "image_examples": 44, "batch_size": 12, "image_batch": 12}
+    steps = {"batch_steps": 100, "image_steps": 100}
+    few = {"ratios": (1, 10), "offsets": (4.0,), "image_ratio": 10}
+    return drop.Config(**sizes, **batches, **steps, **few)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +42,10 @@ def result(drop, config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(result):
-    with np.load(result.place / "record.npz") as stored:
-        return {name: stored[name] for name in stored}
+    return kept(result)
 
 
 def test_it_runs_and_keeps_its_results(drop, result):
-    wanted = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-    assert {path.name for path in result.place.iterdir()} == wanted
     text = drop.summary(result.numbers)
     assert text.splitlines()[0].startswith("Gradient descent first multiplies")
     for method in drop.METHODS:

@@ -1,50 +1,21 @@
 """Experiments on metrics, at a small size: identities, closed forms, and checks that can fail."""
 
 import copy
-import importlib
-import pathlib
-import sys
 
-import jax
 import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-RESULTS = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-def refused(experiment, numbers, place, value):
-    """Whether the check finds out about one doctored number."""
-    wrong = copy.deepcopy(numbers)
-    inside = wrong
-    for key in place[:-1]:
-        inside = inside[key]
-    inside[place[-1]] = value
-    try:
-        experiment.check(wrong)
-    except AssertionError:
-        return True
-    return False
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def ranking():
-    return importlib.import_module("auroc_vs_auprc")
+    return experiments.load("auroc_vs_auprc")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +25,7 @@ def mended(ranking, tmp_path_factory):
 
 
 def test_areas_keep_their_results(ranking, mended):
-    assert {path.name for path in mended.place.iterdir()} == RESULTS
+    kept(mended)
     assert mended.holds, mended.provenance["check"]
     text = ranking.summary(mended.numbers)
     assert text.count("\n| start") == 1 + len(mended.numbers["groups"]) == 7
@@ -89,12 +60,12 @@ def test_the_check_of_areas_can_fail(ranking, mended):
         (("groups", "start 0.85, any, unequal", ahead), [0.02, 0.001]),
         (("groups", "start 0.85, largest gain, equal", ahead), [0.02, 0.001]),
     ):
-        assert refused(ranking, mended.numbers, place, value), place
+        assert_refused(ranking.check, mended.numbers, place, value)
 
 
 @pytest.fixture(scope="module")
 def annotated():
-    return importlib.import_module("metric_under_label_noise")
+    return experiments.load("metric_under_label_noise")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +76,7 @@ def noisy(annotated, tmp_path_factory):
 
 
 def test_annotations_keep_their_results(annotated, noisy):
-    assert {path.name for path in noisy.place.iterdir()} == RESULTS
+    kept(noisy)
     assert noisy.holds, noisy.provenance["check"]
     headline = annotated.summary(noisy.numbers).partition("\n")[0]
     assert "Matthews, balanced accuracy, AUROC keep" in headline
@@ -139,7 +110,7 @@ def test_the_check_of_annotations_can_fail(annotated, noisy):
         (("agreement", null, "F1"), tau),
         (("agreement", "prior 0.5, missed 0.1, false 0.1", "kappa"), tau),
     ):
-        assert refused(annotated, noisy.numbers, place, value), place
+        assert_refused(annotated.check, noisy.numbers, place, value)
     best = copy.deepcopy(noisy.numbers)
     for row in best["agreement"].values():
         row["F1"] = {"tau": 1.0}

@@ -1,34 +1,19 @@
 """Classification beside regression, at a small size."""
 
-import copy
-import importlib
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxbalance as jb
+from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def experiment():
-    return importlib.import_module("classification_helps_regression")
+    return experiments.load("classification_helps_regression")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +24,8 @@ def small(experiment):
 
 
 def test_it_runs_and_keeps_its_results(experiment, small, tmp_path):
-    result = jb.experiments.run(experiment, small, results=tmp_path)
-    record = dict(np.load(result.place / "record.npz"))
-    assert (result.place / "figure.png").stat().st_size > 10_000
+    result = experiments.run(experiment, small, results=tmp_path)
+    record = kept(result)
     row = result.numbers["settings"]["imbalanced, 3 steps"]["losses"]["1"]
     with_it, alone = (
         record[f"imbalanced, 3 steps/{name}/test"].mean(axis=-1)[0] for name in ("1", "0")
@@ -67,14 +51,14 @@ def test_targets_are_as_wanted(experiment, small):
 
 
 def test_the_objective_is_squared_error_and_cross_entropy(experiment, small):
-    params = experiment.initial(small, jax.random.key(0))
+    params = jax.jit(experiment.initial, static_argnums=0)(small, jax.random.key(0))
     inputs, targets = jnp.array([[0.1], [-0.4]]), jnp.array([0.2, 0.9])
     edges = jnp.array([0.0, 0.3, 0.6, jnp.inf, jnp.inf])
-    values, logits = experiment.predict(params, inputs)
+    values, logits = jax.jit(experiment.predict)(params, inputs)
     squared = np.mean((np.asarray(values) - np.asarray(targets)) ** 2)
     logs = np.asarray(jax.nn.log_softmax(logits))
     entropy = -(logs[0, 0] + logs[1, 2]) / 2
-    found = experiment.objective(params, 0.5, inputs, targets, edges)
+    found = jax.jit(experiment.objective)(params, 0.5, inputs, targets, edges)
     assert float(found) == pytest.approx(squared + entropy / 2, rel=1e-5)
 
 
@@ -106,8 +90,6 @@ DOCTORED = {
 @pytest.mark.parametrize("name", DOCTORED)
 def test_the_check_refuses(experiment, name):
     experiment.check(numbers())
-    wrong = copy.deepcopy(numbers())
     sampling, loss, what, value = DOCTORED[name]
-    wrong["settings"][f"{sampling}, 9 steps"]["losses"][loss][what] = value
-    with pytest.raises(AssertionError):
-        experiment.check(wrong)
+    place = ("settings", f"{sampling}, 9 steps", "losses", loss, what)
+    assert_refused(experiment.check, numbers(), place, value)

@@ -1,35 +1,20 @@
 """Remedies on images, at a small size: batches, priors, and a check that can fail."""
 
 import copy
-import importlib
-import pathlib
-import sys
 
-import jax
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-RESULTS = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def remedies():
-    return importlib.import_module("remedy_grid")
+    return experiments.load("remedy_grid")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +34,8 @@ def numbers(result):
 
 
 def test_it_keeps_its_results(result, numbers):
-    assert {path.name for path in result.place.iterdir()} == RESULTS
     assert list(numbers["settings"]) == ["equal", "step, ratio 10, small 0.5", "linear, ratio 10"]
-    with np.load(result.place / "record.npz") as record:
-        assert all(np.isfinite(record[name]).all() for name in record)
+    assert all(np.isfinite(values).all() for values in kept(result).values())
 
 
 def test_a_diverged_step_size_is_said_to_be_and_not_chosen(numbers):
@@ -124,13 +107,7 @@ def test_the_check_can_fail(remedies, numbers):
         (("settings", step, "plain", "area"), [0.995] * 3),
         (("settings", step, "plain", "accuracy, thresholded"), [0.79] * 3),
     ):
-        wrong = fitting(numbers)
-        inside = wrong
-        for key in place[:-1]:
-            inside = inside[key]
-        inside[place[-1]] = value
-        with pytest.raises(AssertionError):
-            remedies.check(wrong)
+        assert_refused(remedies.check, fitting(numbers), place, value)
     worse = fitting(numbers)
     worse["settings"]["step, ratio 20, small 0.5"] = copy.deepcopy(worse["settings"][step])
     with pytest.raises(AssertionError, match="ratio 20 costs no more"):

@@ -1,9 +1,6 @@
 """Weights against attacks, at a small size: the trade is the one described, and checks can fail."""
 
 import copy
-import importlib
-import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -12,24 +9,15 @@ from flax import nnx
 from scipy.stats import norm
 
 import jaxbalance as jb
+from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def robust():
-    return importlib.import_module("robust_separation")
+    return experiments.load("robust_separation")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,7 @@ def small(robust):
 
 @pytest.fixture(scope="module")
 def result(robust, small, tmp_path_factory):
-    return jb.experiments.run(robust, small, results=tmp_path_factory.mktemp("results"))
+    return experiments.run(robust, small, results=tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +69,7 @@ def good(robust):
 
 
 def test_every_part_leaves_a_finished_folder(robust, small, result):
-    names = {path.name for path in result.place.iterdir()}
-    wanted = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-    assert names == wanted
+    kept(result)
     assert list(result.numbers) == list(robust.settings(small))
     separated = result.numbers["close"]["methods"]["separation 1"]["1"]
     plain = result.numbers["close"]["methods"]["separation 0"]["1"]
@@ -133,7 +119,7 @@ def test_recall_is_under_the_worst_attack_of_a_linear_model_however_confident(ro
     seed = robust.one_seed(small, robust.settings(small)["close"], 0)
     knobs = {"radius": radius, "weights": np.ones(2, np.float32)}
     params = linear(small, weights, bias, scale)
-    loss, record = jax.jit(measure)((params, None, knobs), seed)
+    loss, record = jax.jit(measure)(jb.dynamics.DescentState(params, ()), knobs, seed)
     margins = {}
     for part in ("train", "test"):
         inputs, labels = seed[part]
@@ -147,24 +133,28 @@ def test_recall_is_under_the_worst_attack_of_a_linear_model_however_confident(ro
 
 def test_separation_adds_to_the_same_weighted_loss(robust, small):
     seed = robust.one_seed(small, robust.settings(small)["close"], 0)
-    knobs = {"radius": 0.2, "weights": np.array([0.5, 2.0], np.float32), "separation": 0.0}
+    knobs = {"radius": 0.2, "weights": np.array([0.5, 2.0], np.float32)}
     batch = seed["params"], *seed["train"]
-    plain = robust.reweighted(small, knobs)(*batch)
-    np.testing.assert_allclose(robust.separated(small, knobs)(*batch), plain, rtol=1e-6)
-    apart = robust.separated(small, knobs | {"separation": 1.0})(*batch)
-    assert np.all(apart > plain)
+
+    @jax.jit
+    def both(separation):
+        known = knobs | {"separation": separation}
+        return robust.reweighted(small, known)(*batch), robust.separated(small, known)(*batch)
+
+    plain, same = both(0.0)
+    np.testing.assert_allclose(same, plain, rtol=1e-6)
+    assert np.all(both(1.0)[1] > plain)
 
 
 def test_diverged_runs_are_counted_and_left_out(robust, result):
-    with np.load(result.place / "record.npz") as file:
-        record = dict(file)
+    record = kept(result)
     record["close/diverged"][0, 1] = [True, False]
     record["close/diverged"][1, 1] = True
     numbers = robust.measure(record)
     plain, separated = (numbers["close"]["methods"][f"separation {s}"]["1"] for s in (0, 1))
     assert (plain["diverged"], separated["diverged"]) == (1, 2)
-    kept = record["close/recall"][0, 1, 1, 1]
-    assert plain["rare"] == pytest.approx([kept] * 3, abs=1e-4)
+    left = record["close/recall"][0, 1, 1, 1]
+    assert plain["rare"] == pytest.approx([left] * 3, abs=1e-4)
     assert separated["rare"] is None
     assert separated["area, added"] is None
     assert "diverged" in robust.summary(numbers)
@@ -187,10 +177,8 @@ def test_diverged_runs_are_counted_and_left_out(robust, result):
 )
 def test_the_check_can_fail(robust, good, name, power, what, values, message):
     robust.check(good)
-    wrong = copy.deepcopy(good)
-    wrong[name]["methods"]["separation 0"][power][what] = values
-    with pytest.raises(AssertionError, match=message):
-        robust.check(wrong)
+    place = (name, "methods", "separation 0", power, what)
+    assert_refused(robust.check, good, place, values, message)
 
 
 def test_a_class_ahead_of_its_equal_is_refused(robust, good):

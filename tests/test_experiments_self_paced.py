@@ -1,36 +1,21 @@
 """Self-paced ensembles at a small size: parts, members and averages are those described."""
 
-import copy
 import dataclasses
-import importlib
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-import jaxbalance as jb
+from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, doctored, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-RESULTS = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
 def paced():
-    return importlib.import_module("self_paced_ensemble")
+    return experiments.load("self_paced_ensemble")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +43,7 @@ def result(paced, small, tmp_path_factory):
     table, labels = generator.normal(size=(75, 2)), np.repeat([5, 3], [60, 15])
     np.savez(folder / "table.npz", X=table, y=labels)
     config = dataclasses.replace(small, members=1, data=(str(folder / "table.npz"),))
-    return jb.experiments.run(paced, config, results=folder)
+    return experiments.run(paced, config, results=folder)
 
 
 def boards(paced, small):
@@ -66,15 +51,14 @@ def boards(paced, small):
 
 
 def test_every_part_leaves_a_finished_folder(paced, result):
-    assert {path.name for path in result.place.iterdir()} == RESULTS
+    record = kept(result)
     board = "overlap 0.001, ratio 4"
     assert list(result.numbers["settings"]) == [board, paced.EQUAL, "data table"]
     assert result.numbers["difference of ensembles, equal classes"] == 0
     row = result.numbers["settings"][board]
     assert row["examples"] == result.numbers["settings"]["data table"]["examples"] == [24, 6]
-    with np.load(result.place / "record.npz") as record:
-        at = {m: np.argmax(record[f"{board}/{m}: validation"].mean(1)) for m in paced.METHODS}
-        tests = {m: record[f"{board}/{m}: test"][at[m]] for m in paced.METHODS}
+    at = {m: np.argmax(record[f"{board}/{m}: validation"].mean(1)) for m in paced.METHODS}
+    tests = {m: record[f"{board}/{m}: test"][at[m]] for m in paced.METHODS}
     lead = tests[paced.PACED] - tests[paced.RANDOM]
     # Two seeds: the 97.5 % point of Student's t with one degree of freedom is 12.706.
     ends = lead.mean() + 12.706 * np.abs(np.diff(lead)[0]) / 2 * np.array([0, -1, 1])
@@ -164,15 +148,12 @@ def test_areas_are_those_of_scikit_learn(paced, small, generator):
 
 
 def test_the_check_can_fail(paced, result):
-    good = copy.deepcopy(result.numbers)
-    good[f"{paced.LEAD}, all boards"][paced.PACED] = [0.02, 0.01, 0.03]
+    lead = (f"{paced.LEAD}, all boards", paced.PACED)
+    good = doctored(result.numbers, lead, [0.02, 0.01, 0.03])
     paced.check(good)
-    behind = copy.deepcopy(good)
-    behind[f"{paced.LEAD}, all boards"][paced.PACED] = [0.02, -0.001, 0.041]
-    with pytest.raises(AssertionError, match="not ahead"):
-        paced.check(behind)
-    with pytest.raises(AssertionError, match="equal classes"):
-        paced.check(good | {"difference of ensembles, equal classes": 1e-6})
+    assert_refused(paced.check, good, lead, [0.02, -0.001, 0.041], "not ahead")
+    null = ("difference of ensembles, equal classes",)
+    assert_refused(paced.check, good, null, 1e-6, "equal classes")
 
 
 def test_one_seed_has_no_interval(paced):

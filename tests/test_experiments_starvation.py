@@ -1,29 +1,15 @@
 """Gradient starvation at a tiny size: it runs, its fixed points are right, it can fail."""
 
 import copy
-import json
-import pathlib
-import sys
 
-import jax
 import numpy as np
 import pytest
 from scipy.optimize import brentq, fsolve
 
 from jaxbalance import experiments
+from tests.experiment_helpers import assert_refused, kept
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            yield
-    finally:
-        sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +25,7 @@ def result(starvation, tmp_path_factory):
 
 
 def test_it_runs_and_keeps_its_results(starvation, result):
-    wanted = {"config.json", "numbers.json", "provenance.json", "record.npz", "figure.png"}
-    assert {path.name for path in result.place.iterdir()} == wanted
+    kept(result)
     lines = starvation.summary(result.numbers).splitlines()
     assert f"{result.numbers['margin/plain']['accuracy'][0]:.3f}" in lines[0]
     assert sum(line.startswith(("| margin/", "| overlap/", "| unmoved/")) for line in lines) == 18
@@ -97,7 +82,4 @@ BROKEN = [
 def test_the_check_can_fail(starvation, result, name, what, value):
     fine = good(result.numbers)
     starvation.check(fine)
-    wrong = json.loads(json.dumps(fine))
-    wrong[name][what] = value
-    with pytest.raises(AssertionError):
-        starvation.check(wrong)
+    assert_refused(starvation.check, fine, (name, what), value)

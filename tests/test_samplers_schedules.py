@@ -214,7 +214,7 @@ def test_frequencies_follow_the_schedule():
     assert stats.chisquare(uses[:100]).pvalue > FALSE_ALARM
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 5, 10, 101])
+@pytest.mark.parametrize("num_classes", [1, 2, 5, 10, 11, 101, 1001])
 def test_the_class_of_a_uniform_number_is_numpys(num_classes, generator):
     share = generator.random(num_classes) * (generator.random(num_classes) < 0.7)
     share[0] += 0.01

@@ -19,8 +19,8 @@ Start: TypeAlias = Callable[[Any, Any], Any]
 Advance: TypeAlias = Callable[[Any, Any, Any, Array], Any]
 """``step(state, setting, seed, number) -> state``: step ``number`` (int32, from 0) of a run."""
 
-Measure: TypeAlias = Callable[[Any, Any], tuple[Array, Any]]
-"""``measure(state, seed) -> (loss, record)``: the training loss, and any tree to keep beside it."""
+Measure: TypeAlias = Callable[[Any, Any, Any], tuple[Array, Any]]
+"""``measure(state, setting, seed) -> (loss, record)``: the training loss, and any tree to keep."""
 
 MANY_FLOPS = 1e8
 """Work per step from which one run keeps a CPU busy, so that batching runs only costs memory."""
@@ -100,7 +100,7 @@ def log_spaced_steps(steps: int, *, num_records: int = 50) -> HostArray:
 
 def descent(
     init: Callable[[Any], Params],
-    gradient: Callable[[Params, Any, Array], ArrayTree],
+    gradient: Callable[[Params, Any, Any, Array], ArrayTree],
     optimizer: Callable[[Any], optax.GradientTransformation],
 ) -> Descent:
     r"""Runs of an optax chain, for :func:`sweep`.
@@ -109,15 +109,15 @@ def descent(
 
     Args:
       init: ``init(seed) -> params``.
-      gradient: ``gradient(params, seed, number)``, such as ``jax.grad(loss)``, of all examples or
-        of the mini-batch ``seed.rows[number]``; class-stacked gradients for a chain that begins by
-        combining them.
+      gradient: ``gradient(params, setting, seed, number)``, such as ``jax.grad(loss)`` of a loss
+        of the same arguments, over all examples or the mini-batch ``seed.rows[number]``;
+        class-stacked gradients for a chain that begins by combining them.
       optimizer: ``optimizer(setting) -> chain``, such as ``optax.sgd`` for a grid of step sizes.
 
     Returns:
       ``Descent(start, step)``.
 
-    >>> runs = descent(lambda seed: seed, lambda p, seed, number: 2.0 * p, optax.sgd)
+    >>> runs = descent(lambda seed: seed, lambda p, size, seed, number: 2.0 * p, optax.sgd)
     >>> state = runs.start(jnp.float32(0.25), jnp.float32(8.0))
     >>> runs.step(state, jnp.float32(0.25), jnp.float32(8.0), jnp.int32(0)).params
     Array(4., dtype=float32)
@@ -128,7 +128,7 @@ def descent(
         return DescentState(params, optimizer(setting).init(params))
 
     def step(state: DescentState, setting: Any, seed: Any, number: Array) -> DescentState:
-        grads = gradient(state.params, seed, number)
+        grads = gradient(state.params, setting, seed, number)
         return DescentState(*updated(optimizer(setting), grads, state.opt_state, state.params))
 
     return Descent(start, step)
@@ -155,8 +155,8 @@ def sweep(
       step: ``step(state, setting, seed, number) -> state`` with the number of the step, int32 from
         0: a row of a mini-batch index matrix, or a fold into the seed's key. :func:`descent` makes
         both from a gradient and an optax chain.
-      measure: ``measure(state, seed) -> (loss, record)``: the training loss of the whole training
-        set, a floating scalar that is not negative, and anything else to record.
+      measure: ``measure(state, setting, seed) -> (loss, record)``: the training loss of the whole
+        training set, a floating scalar that is not negative, and anything else to record.
       grid: the settings, leaves ``[G, ...]``: step sizes, or a tree of hyper-parameters that all
         programs of one shape can share.
       seeds: what differs between seeds, leaves ``[S, ...]``: keys, data sets, batches.
@@ -180,9 +180,9 @@ def sweep(
 
     Source: the protocol of Kunstner et al. 2024, arXiv:2402.19449, as their code has it.
 
-    >>> runs = descent(lambda seed: seed, lambda p, seed, number: 2.0 * p, optax.sgd)
-    >>> result = sweep(*runs, lambda state, seed: (state.params**2, {}), jnp.array([0.25, 5.0]),
-    ...                jnp.array([8.0]), steps=4, record_at=[0, 2])
+    >>> runs = descent(lambda seed: seed, lambda p, size, seed, number: 2.0 * p, optax.sgd)
+    >>> result = sweep(*runs, lambda state, size, seed: (state.params**2, {}),
+    ...                jnp.array([0.25, 5.0]), jnp.array([8.0]), steps=4, record_at=[0, 2])
     >>> result.steps, result.diverged[:, 0]
     (Array([0, 2, 4], dtype=int32), Array([False,  True], dtype=bool))
     >>> result.loss[0, 0]
@@ -192,7 +192,6 @@ def sweep(
     for name, tree in (("grid", grid), ("seeds", seeds)):
         _leading(name, tree)
     grid, seeds = jax.tree.map(jnp.asarray, (grid, seeds))
-    _check_loss(start, measure, grid, seeds)
     if batched is None:
         if _from_python(start, step, grid, seeds):
             return _call_by_call(start, step, measure, marks, grid, seeds)
@@ -259,16 +258,16 @@ def record_run(
     marks: tuple[int, ...],
 ) -> tuple[Any, Any]:
     """Take all steps; return the final state and what was measured at each mark, stacked."""
-    gaps = set(np.diff(marks).tolist())
+    gaps, look = set(np.diff(marks).tolist()), jax.jit(measure)  # Two calls of it, traced once.
 
     def to_next(state: Any, span: tuple[Array, Array]) -> tuple[Any, Any]:
         begin, length = span
         # A trip count known to the compiler saves an accelerator a look at the host every step.
         count = gaps.copy().pop() if len(gaps) == 1 else length
         state = jax.lax.fori_loop(0, count, lambda i, s: step(s, begin + i), state)
-        return state, measure(state)
+        return state, look(state)
 
-    first = measure(state)
+    first = look(state)
     spans = jnp.asarray(marks[:-1], jnp.int32), jnp.asarray(np.diff(marks), jnp.int32)
     state, rest = jax.lax.scan(to_next, state, spans)
     joined = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
@@ -307,7 +306,7 @@ def _compiled(
         first = start(setting, seed)
         state, (loss, record) = record_run(
             lambda state, number: step(state, setting, seed, number),
-            lambda state: measure(state, seed),
+            lambda state: _seen(measure, state, setting, seed),
             first,
             marks,
         )
@@ -327,15 +326,16 @@ def _call_by_call(
     seeds: ArrayTree,
 ) -> Sweep:
     """The same runs, with every step a call of a compiled function from Python."""
-    begin, move, look, end = jax.jit(start), jax.jit(step), jax.jit(measure), jax.jit(settle)
+    begin, move, end = jax.jit(start), jax.jit(step), jax.jit(settle)
+    look = jax.jit(partial(_seen, measure))
 
     def one(setting: Any, seed: Any) -> Any:
         first = state = begin(setting, seed)
-        seen = [look(state, seed)]
+        seen = [look(state, setting, seed)]
         for number in range(marks[-1]):
             state = move(state, setting, seed, jnp.int32(number))
             if number + 1 in marks:
-                seen.append(look(state, seed))
+                seen.append(look(state, setting, seed))
         loss, record = _stack(seen)
         return end(first, state, loss, record)
 
@@ -372,14 +372,15 @@ def _first(start: Start, grid: ArrayTree, seeds: ArrayTree) -> tuple[Any, Any, A
     return jax.eval_shape(start, setting, seed), setting, seed
 
 
-def _check_loss(start: Start, measure: Measure, grid: ArrayTree, seeds: ArrayTree) -> None:
-    state, _, seed = _first(start, grid, seeds)
-    loss, _ = jax.eval_shape(measure, state, seed)
+def _seen(measure: Measure, state: Any, setting: Any, seed: Any) -> tuple[Array, Any]:
+    """What ``measure`` says, with a loss that is one."""
+    loss, record = measure(state, setting, seed)
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ValueError(
             f"measure: got a loss of shape {loss.shape} and dtype {loss.dtype}, wanted (loss, "
             "record) with a floating scalar first"
         )
+    return loss, record
 
 
 def _from_python(start: Start, step: Advance, grid: ArrayTree, seeds: ArrayTree) -> bool:
