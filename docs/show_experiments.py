@@ -92,7 +92,9 @@ def _seconds(runs: Sequence[experiments.Result]) -> str:
 
 def _data(config: dict[str, object]) -> str:
     """Name of the data, without the folders it happened to lie in."""
-    return pathlib.Path(str(config.get("data", ""))).name
+    given = config.get("data", "")
+    paths = given if isinstance(given, list | tuple) else [given]
+    return "-".join(pathlib.Path(str(path)).name for path in paths)
 
 
 def _image(name: str, config: dict[str, object]) -> str:

@@ -35,13 +35,13 @@ class Config:
     strong: int = 2
     weak: float = 0.2
     majority: int = 4000
-    ratios: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)
+    ratios: tuple[jb.experiments.Ratio, ...] = (1.0, 2.0, 5.0, 10.0)
     maximum_radii: tuple[float, ...] = (0.0, 0.05, 0.09)
     euclidean_radii: tuple[float, ...] = (0.0, 0.15, 0.3)
     steps: int = 300
-    step_sizes: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.01, 0.03, 0.1, 0.3)
     seeds: int = 5
-    cauchy_separation: float = 4.0
+    cauchy_separation: jb.experiments.Positive = 4.0
     cauchy_examples: int = 100_000
 
 

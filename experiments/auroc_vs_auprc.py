@@ -32,11 +32,11 @@ class Config:
     """What a run depends on."""
 
     examples: int = 1000
-    prevalences: tuple[float, ...] = (0.01, 0.05, 0.2, 0.5)
+    prevalences: tuple[jb.experiments.OpenShare, ...] = (0.01, 0.05, 0.2, 0.5)
     group: int = 200
-    frequent: float = 0.05
-    rare: float = 0.01
-    starts: tuple[float, ...] = (0.85, 0.65)
+    frequent: jb.experiments.OpenShare = 0.05
+    rare: jb.experiments.OpenShare = 0.01
+    starts: tuple[jb.experiments.OpenShare, ...] = (0.85, 0.65)
     steps: int = 50
     seeds: int = 400
 

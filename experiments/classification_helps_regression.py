@@ -41,14 +41,14 @@ class Config:
     examples: int = 600
     test_examples: int = 2000
     noise: float = 0.05
-    peak_width: float = 0.07
+    peak_width: jb.experiments.Positive = 0.07
     floor: float = 0.02
     classes: int = 10
     hidden: int = 32
     budgets: tuple[int, ...] = (500, 2000)
     batch_size: int = 64
-    coefficients: tuple[float, ...] = (0.01, 0.1, 1.0)
-    step_sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    coefficients: tuple[jb.experiments.Positive, ...] = (0.01, 0.1, 1.0)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.003, 0.01, 0.03, 0.1)
     many: int = 60
     few: int = 10
     seeds: int = 10

@@ -29,12 +29,12 @@ class Config:
 
     data: str = "digits"
     """digits, a folder of images, or one that holds CIFAR-10 as JPEG coefficients."""
-    ratio: float = 100.0
+    ratio: jb.experiments.Ratio = 100.0
     depth: int = 8
     width: int = 8
     batch_size: int = 128
     steps: int = 3
-    step_size: float = 0.1
+    step_size: jb.experiments.Positive = 0.1
 
 
 PAPER = Config(depth=32, width=16)

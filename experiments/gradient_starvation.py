@@ -37,10 +37,10 @@ import jaxbalance as jb
 class Config:
     """What a run depends on."""
 
-    strong: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
-    weak: float = 2.0
-    toy_decay: float = 0.01
-    toy_decoupling: float = 0.002
+    strong: tuple[jb.experiments.Positive, ...] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    weak: jb.experiments.Positive = 2.0
+    toy_decay: jb.experiments.Positive = 0.01
+    toy_decoupling: jb.experiments.Positive = 0.002
     toy_steps: int = 20_000
     examples: int = 300
     noise: float = 0.1
@@ -48,8 +48,8 @@ class Config:
     hidden: int = 100
     decays: tuple[float, ...] = (0.0002, 0.01)
     decouplings: tuple[float, ...] = (0.006, 0.06)
-    step_sizes: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
-    momentum: float = 0.9
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    momentum: jb.experiments.Share = 0.9
     steps: int = 1000
     seeds: int = 5
 

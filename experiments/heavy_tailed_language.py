@@ -51,13 +51,13 @@ class Config:
     heads: int = 2
     batch_size: int = 512
     steps: int = 100
-    momentum: float = 0.9
-    sgd_sizes: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    sign_sizes: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)
-    adam_sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    head_sgd_sizes: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    head_sign_sizes: tuple[float, ...] = (0.00003, 0.0001, 0.0003, 0.001)
-    head_adam_sizes: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    momentum: jb.experiments.Share = 0.9
+    sgd_sizes: tuple[jb.experiments.Positive, ...] = (0.1, 0.3, 1.0, 3.0)
+    sign_sizes: tuple[jb.experiments.Positive, ...] = (0.0003, 0.001, 0.003, 0.01)
+    adam_sizes: tuple[jb.experiments.Positive, ...] = (0.003, 0.01, 0.03, 0.1)
+    head_sgd_sizes: tuple[jb.experiments.Positive, ...] = (0.3, 1.0, 3.0, 10.0)
+    head_sign_sizes: tuple[jb.experiments.Positive, ...] = (0.00003, 0.0001, 0.0003, 0.001)
+    head_adam_sizes: tuple[jb.experiments.Positive, ...] = (0.03, 0.1, 0.3, 1.0)
     seeds: int = 3
 
 

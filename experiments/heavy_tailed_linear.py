@@ -42,18 +42,18 @@ class Config:
     steps: int = 50
     seeds: int = 3
     step_sizes: int = 5
-    gd: float = 0.1
-    gd_momentum: float = 0.03
-    normalised: float = 0.1
-    normalised_momentum: float = 0.3
-    sign: float = 1e-3
-    sign_momentum: float = 3e-4
-    adam: float = 0.01
-    gd_root: float = 0.3
-    gd_inverse: float = 1.0
-    centred_gd: float = 10.0
-    centred_adam: float = 0.1
-    path_step_size: float = 1e-3
+    gd: jb.experiments.Positive = 0.1
+    gd_momentum: jb.experiments.Positive = 0.03
+    normalised: jb.experiments.Positive = 0.1
+    normalised_momentum: jb.experiments.Positive = 0.3
+    sign: jb.experiments.Positive = 1e-3
+    sign_momentum: jb.experiments.Positive = 3e-4
+    adam: jb.experiments.Positive = 0.01
+    gd_root: jb.experiments.Positive = 0.3
+    gd_inverse: jb.experiments.Positive = 1.0
+    centred_gd: jb.experiments.Positive = 10.0
+    centred_adam: jb.experiments.Positive = 0.1
+    path_step_size: jb.experiments.Positive = 1e-3
     flow_classes: int = 20
 
 

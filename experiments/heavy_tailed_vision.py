@@ -49,9 +49,9 @@ class Config:
     steps: int = 40
     seeds: int = 3
     step_sizes: int = 5
-    gd: float = 0.3
-    sign: float = 0.003
-    adam: float = 0.02
+    gd: jb.experiments.Positive = 0.3
+    sign: jb.experiments.Positive = 0.003
+    adam: jb.experiments.Positive = 0.02
 
 
 # The published numbers of images, classes and steps, and the best step sizes of the published

@@ -37,17 +37,17 @@ class Config:
     """digits, a folder of images, or one that holds CIFAR-10 as JPEG coefficients."""
     devices: Literal["jit", "sharded", "pmap"] = "jit"
     """One device, or all of them in one of two ways; CPUs then count as eight."""
-    ratio: float = 100.0
+    ratio: jb.experiments.Ratio = 100.0
     depth: int = 8
     width: int = 8
     shrink: int = 2
     """Pixels of a square that become one; images that would be under 8 x 8 stay as they are."""
     batch_size: int = 128
     steps: int = 200
-    step_sizes: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.1, 0.3, 1.0, 3.0)
     seeds: int = 3
     evaluated: int = 100
-    dtype: str = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
 
 
 PAPER = Config(depth=32, width=16, shrink=1, steps=20_000, seeds=5, evaluated=500)

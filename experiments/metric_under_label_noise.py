@@ -34,9 +34,9 @@ import jaxbalance as jb
 class Config:
     """What a run depends on; flip rates of positives and of negatives go in pairs."""
 
-    priors: tuple[float, ...] = (0.002, 0.05, 0.5)
-    missed: tuple[float, ...] = (0.0, 0.3, 0.0, 0.3, 0.1)
-    false_alarms: tuple[float, ...] = (0.0, 0.0, 0.002, 0.01, 0.1)
+    priors: tuple[jb.experiments.OpenShare, ...] = (0.002, 0.05, 0.5)
+    missed: tuple[jb.experiments.Share, ...] = (0.0, 0.3, 0.0, 0.3, 0.1)
+    false_alarms: tuple[jb.experiments.Share, ...] = (0.0, 0.0, 0.002, 0.01, 0.1)
     classifiers: int = 300
     thresholds: int = 2000
     examples: int = 200_000

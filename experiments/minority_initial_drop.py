@@ -39,7 +39,7 @@ class Config:
 
     dimension: int = 40
     hidden: int = 32
-    distance: float = 4.0
+    distance: jb.experiments.Positive = 4.0
     examples: int = 427
     ratios: tuple[int, ...] = (1, 10, 60)
     full_steps: int = 80
@@ -47,8 +47,8 @@ class Config:
     batch_examples: int = 6100
     batch_size: int = 62
     batch_steps: int = 40
-    sizes: tuple[float, ...] = (0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-    lengths: tuple[float, ...] = (0.002, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    sizes: tuple[jb.experiments.Positive, ...] = (0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    lengths: tuple[jb.experiments.Positive, ...] = (0.002, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     seeds: int = 3
     data: str = "digits"
     majority: tuple[str, ...] = ("0", "1", "2", "3", "4")
@@ -56,7 +56,7 @@ class Config:
     image_ratio: int = 20
     image_examples: int = 420
     image_batch: int = 22
-    image_sizes: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    image_sizes: tuple[jb.experiments.Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     image_steps: int = 40
 
 

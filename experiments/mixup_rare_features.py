@@ -35,16 +35,16 @@ class Config:
     dimension: int = 800
     patches: int = 5
     examples: int = 300
-    rare: float = 0.1
+    rare: jb.experiments.Share = 0.1
     weak: float = 0.2
     noises: tuple[float, ...] = (0.08, 0.12, 0.16)
     filters: int = 10
-    initial: float = 0.01
-    step_size: float = 0.3
+    initial: jb.experiments.Positive = 0.01
+    step_size: jb.experiments.Positive = 0.3
     steps: int = 1500
     stop: int = 500
-    input_weight: float = 0.6
-    label_weight: float = 0.8
+    input_weight: jb.experiments.Share = 0.6
+    label_weight: jb.experiments.Share = 0.8
     test_examples: int = 1000
     seeds: int = 3
 

@@ -37,17 +37,17 @@ class Config:
     counts: tuple[int, ...] = (20, 20, 12, 6, 2)
     width: int = 16
     steps: int = 8000
-    step_sizes: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     seeds: int = 3
     step_classes: tuple[int, ...] = (5, 5)
-    merge_decays: tuple[float, ...] = (0.02, 0.01)
-    merge_at: tuple[float, ...] = (0.05, 0.2, 0.5, 0.8, 0.9, 1.1, 1.3)
+    merge_decays: tuple[jb.experiments.Positive, ...] = (0.02, 0.01)
+    merge_at: tuple[jb.experiments.Positive, ...] = (0.05, 0.2, 0.5, 0.8, 0.9, 1.1, 1.3)
     data: str = "digits"
     image_counts: tuple[int, ...] = (100, 100, 80, 80, 60, 60, 40, 40, 20, 20)
     hidden: int = 64
     image_steps: int = 2000
-    image_step_sizes: tuple[float, ...] = (0.001, 0.003, 0.01)
-    image_decay: float = 0.0005
+    image_step_sizes: tuple[jb.experiments.Positive, ...] = (0.001, 0.003, 0.01)
+    image_decay: jb.experiments.Positive = 0.0005
 
 
 # Published: width, length, and of the images counts and hidden width. The images are still digits,

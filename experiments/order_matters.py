@@ -48,8 +48,8 @@ class Config:
     hidden: int = 64
     steps: int = 2500
     batch_size: int = 64
-    rates: tuple[float, ...] = (0.02, 0.05, 0.12, 0.25, 0.5)
-    step_sizes: tuple[float, ...] = (0.002, 0.006, 0.02)
+    rates: tuple[jb.experiments.Share, ...] = (0.02, 0.05, 0.12, 0.25, 0.5)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.002, 0.006, 0.02)
     tolerances: tuple[float, ...] = (0.02, 0.05, 0.1)
     records: int = 25
     seeds: int = 4

@@ -40,12 +40,12 @@ class Config:
     data: str = "digits"
     largest: int = 120
     test_per_class: int = 50
-    ratios: tuple[float, ...] = (10.0, 40.0)
-    fractions: tuple[float, ...] = (0.1, 0.5, 0.9)
+    ratios: tuple[jb.experiments.Ratio, ...] = (10.0, 40.0)
+    fractions: tuple[jb.experiments.OpenShare, ...] = (0.1, 0.5, 0.9)
     hidden: int = 64
     steps: int = 500
     batch_size: int = 64
-    step_sizes: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     seeds: int = 4
 
 

@@ -39,23 +39,23 @@ class Config:
     """What a run depends on. Class weights are inverse frequencies to a power: 0, 1 and others."""
 
     dimension: int = 10
-    difference: float = 1.0
-    close_deviation: float = 1.0
-    apart_deviation: float = 0.4
+    difference: jb.experiments.Positive = 1.0
+    close_deviation: jb.experiments.Positive = 1.0
+    apart_deviation: jb.experiments.Positive = 0.4
     radius: float = 0.2
-    ratio: float = 20.0
+    ratio: jb.experiments.Ratio = 20.0
     examples: int = 4200
     few_examples: int = 1050
     test_examples: int = 1000
     other_powers: tuple[float, ...] = (0.5, 1.5)
-    separations: tuple[float, ...] = (0.3, 1.0)
-    temperature: float = 0.1
+    separations: tuple[jb.experiments.Positive, ...] = (0.3, 1.0)
+    temperature: jb.experiments.Positive = 0.1
     hidden: int = 32
     attack_steps: int = 5
     test_attack_steps: int = 10
     batch_size: int = 128
     steps: int = 300
-    step_sizes: tuple[float, ...] = (0.01, 0.04, 0.16, 0.64)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.01, 0.04, 0.16, 0.64)
     seeds: int = 4
 
 

@@ -50,14 +50,14 @@ class Config:
     validation_minority: int = 60
     test_minority: int = 240
     overlaps: tuple[float, ...] = (0.05, 0.1, 0.15)
-    ratios: tuple[float, ...] = (10.0, 40.0)
+    ratios: tuple[jb.experiments.Ratio, ...] = (10.0, 40.0)
     data: tuple[str, ...] = ("digits",)
-    data_ratio: float = 40.0
+    data_ratio: jb.experiments.Ratio = 40.0
     members: int = 10
     bins: int = 20
     hidden: tuple[int, ...] = (32, 32)
     steps: int = 150
-    step_sizes: tuple[float, ...] = (0.01, 0.03, 0.1)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.01, 0.03, 0.1)
     seeds: int = 6
 
 

@@ -34,11 +34,11 @@ import jaxbalance as jb
 class Config:
     """What a run depends on."""
 
-    ratio: float = 20.0
+    ratio: jb.experiments.Ratio = 20.0
     hidden: int = 32
     steps: int = 400
     batch_size: int = 64
-    step_sizes: tuple[float, ...] = (0.03, 0.1, 0.3)
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.03, 0.1, 0.3)
     seeds: int = 3
     rho: float = 0.5
     tail_threshold: int = 20

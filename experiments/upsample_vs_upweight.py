@@ -51,12 +51,12 @@ class Config:
     hidden: int = 48
     steps: int = 3000
     batch_size: int = 32
-    temperatures: tuple[float, ...] = (1.0, 2.0, 5.0, 100.0)
-    cooldown_from: float = 5.0
-    step_sizes: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    temperatures: tuple[jb.experiments.Positive, ...] = (1.0, 2.0, 5.0, 100.0)
+    cooldown_from: jb.experiments.Positive = 5.0
+    step_sizes: tuple[jb.experiments.Positive, ...] = (0.03, 0.1, 0.3, 1.0)
     records: int = 30
     seeds: int = 5
-    noise_step_size: float = 0.3
+    noise_step_size: jb.experiments.Positive = 0.3
     early_steps: int = 300
     memorise_steps: int = 16_000
     batches: int = 2000

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import sys
 import textwrap
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 
 from jaxbalance import cli, experiments
-from jaxbalance.experiments import _command, _find, _run
+from jaxbalance.experiments import _command, _find, _run, _settings
+from tests.data_helpers import refusal
 
 SOURCE = """
     '''A coin is fair.
@@ -77,8 +80,8 @@ def test_every_published_experiment_follows_the_contract():
         module = experiments.load(name)
         for function in ("parts", "measure", "summary", "check", "plot"):
             assert getattr(module, function).__doc__, f"{name}.{function}"
-        _run.check_config(module.Config())
-        _run.check_config(module.PAPER)
+        _settings.check_config(module.Config())
+        _settings.check_config(module.PAPER)
         assert type(module.PAPER) is module.Config
         assert module.Config.__dataclass_params__.frozen
         assert "Claim" in module.__doc__
@@ -203,13 +206,91 @@ def test_a_script_ends_with_the_exit_code(coin, monkeypatch, capsys):
     assert "throws: got 0" in capsys.readouterr().err
 
 
-def test_settings_are_checked_field_by_field():
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        flag: bool = False
-        name: str = ""
+# Values that no field of a kind may have, and what is wanted instead.
+UNFIT = {
+    bool: ((1, "no", None), "True or False"),
+    int: ((0, -3, 2.0, True, "4", None), "an integer >= 1"),
+    float: ((-0.1, math.nan, math.inf, "0.5", False, None), "a finite number >= 0"),
+    experiments.Positive: ((0.0, 0, -1.0, math.inf, "1"), "a finite number > 0"),
+    experiments.Ratio: ((0.99, 0, math.nan, math.inf, [2.0]), "a finite number >= 1"),
+    experiments.Share: ((1.01, 2, -0.01, math.nan), "a number in [0, 1]"),
+    experiments.OpenShare: ((0.0, 1.0, 1, -0.5, math.nan), "a number in (0, 1)"),
+    str: (("", 3, None, ("digits",)), "a text that is not empty"),
+    Literal["jit", "sharded", "pmap"]: (("cpu", "", 1), "one of jit, sharded, pmap"),
+    Literal["float32", "float64"]: (("int8", None), "one of float32, float64"),
+}
 
-    _run.check_config(Config())
+
+def unfit(kind):
+    """Pairs of an unfit value and how the message about it ends."""
+    if get_origin(kind) is not tuple:
+        values, wanted = UNFIT[kind]
+        return [(value, f"got {value!r}, wanted {wanted}") for value in values]
+    inside = [((value,), message) for value, message in unfit(get_args(kind)[0])]
+    return [
+        ((), "got nothing, wanted at least one value"),
+        ([1], "got [1], wanted a tuple"),
+        *inside,
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """A field of each kind."""
+
+    flag: bool = False
+    number: int = 1
+    length: float = 0.0
+    step_size: experiments.Positive = 1e-9
+    ratio: experiments.Ratio = 1.0
+    share: experiments.Share = 0.0
+    prior: experiments.OpenShare = 0.5
+    name: str = "x"
+    devices: Literal["jit", "sharded", "pmap"] = "jit"
+    dtype: Literal["float32", "float64"] = "float64"
+    names: tuple[str, ...] = ("x",)
+    shares: tuple[experiments.Share, ...] = (0.0, 1.0)
+
+
+def test_every_kind_of_field_takes_what_is_fit():
+    _settings.check_config(Everything())
+    # A whole number is a float to Python, and zero of them is no count.
+    fit = {"length": 0, "step_size": 3, "ratio": 2, "share": 1, "flag": True}
+    _settings.check_config(Everything(**fit))
+
+
+@pytest.mark.parametrize("name", ["a field of each kind", *_find.names()])
+def test_settings_are_checked_field_by_field(name):
+    """Whatever cannot be is refused in one line that names the field, and nothing else is."""
+    config = Everything() if name not in _find.names() else experiments.load(name).Config()
+    for field in dataclasses.fields(config):
+        for value, message in unfit(field.type):
+            wrong = dataclasses.replace(config, **{field.name: value})
+            assert refusal(_settings.check_config, wrong) == f"{field.name}: {message}"
+        one = getattr(config, field.name)
+        if isinstance(one, tuple):
+            # The last of a tuple is looked at as the first is.
+            value, message = unfit(get_args(field.type)[0])[0]
+            wrong = dataclasses.replace(config, **{field.name: (*one, value)})
+            assert refusal(_settings.check_config, wrong) == f"{field.name}: {message}"
+        with pytest.raises(TypeError, match=f"'no_{field.name}'"):
+            type(config)(**{f"no_{field.name}": one})
+
+
+@pytest.mark.parametrize("name", _find.names())
+def test_flags_of_every_experiment_are_its_fields(name, capsys):
+    """One value of a wrong type and one field too many: each is named, and nothing is run."""
+    module = experiments.load(name)
+    kinds = {field.name: field.type for field in dataclasses.fields(module.Config)}
+    number = next(field for field, kind in kinds.items() if kind is int).replace("_", "-")
+    for flag, line in (
+        (f"--{number}=many", f"Error parsing --{number}: "),
+        ("--no-such-field=1", "Unrecognized options: --no-such-field=1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            _command.parse(module, [flag])
+        assert stop.value.code == 2
+        assert line in capsys.readouterr().err
 
 
 def test_numbers_are_written_as_plain_json():

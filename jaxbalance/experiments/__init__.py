@@ -3,8 +3,9 @@
 An experiment is one file of the folder ``experiments/``, with a docstring that states the claim,
 and these names:
 
-- ``Config``: a frozen dataclass of numbers, strings and tuples of them; its defaults run in a
-  minute or two on two cores. ``PAPER``: the ``Config`` of the published size.
+- ``Config``: a frozen dataclass of numbers, strings and tuples of them, :data:`Positive`,
+  :data:`Ratio`, :data:`Share` or :data:`OpenShare` where a float has to be one; its defaults run
+  in a minute or two on two cores. ``PAPER``: the ``Config`` of the published size.
 - ``parts(config)``: what there is to compute, a dict of functions without arguments that return
   arrays by name. A part that has finished is kept, so an interrupted run goes on where it was.
 - ``measure(record)``: numbers for people, any JSON, from the arrays ``record["part/name"]``.
@@ -24,3 +25,7 @@ from jaxbalance.experiments._run import Result as Result
 from jaxbalance.experiments._run import finished as finished
 from jaxbalance.experiments._run import recorded as recorded
 from jaxbalance.experiments._run import run as run
+from jaxbalance.experiments._settings import OpenShare as OpenShare
+from jaxbalance.experiments._settings import Positive as Positive
+from jaxbalance.experiments._settings import Ratio as Ratio
+from jaxbalance.experiments._settings import Share as Share

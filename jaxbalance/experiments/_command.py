@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from jaxbalance._check import InputError
-from jaxbalance.experiments import _find, _run
+from jaxbalance.experiments import _find, _run, _settings
 
 _RESULTS = pathlib.Path("results")
 _USAGE = (
@@ -83,7 +83,7 @@ def _list(results: pathlib.Path) -> None:
 
 def _run_one(experiment: ModuleType, arguments: Sequence[str]) -> int:
     settings = parse(experiment, arguments)
-    _run.check_config(settings.config)
+    _settings.check_config(settings.config)
     print(f"{_find.title(experiment.__name__)}.")
     result = _run.run(experiment, settings.config, results=settings.results, listener=_told)
     print(f"\n{experiment.summary(result.numbers)}\n")

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import math
 import os
 import pathlib
 import platform
@@ -25,7 +24,7 @@ import jaxbalance
 from jaxbalance import _storage
 from jaxbalance._check import InputError
 from jaxbalance._types import HostArray
-from jaxbalance.experiments import _find
+from jaxbalance.experiments import _find, _settings
 
 Listener = Callable[[str, int, int, float], None]
 """``listener(part, number, of, seconds)``: called when a part has been computed or found again."""
@@ -86,7 +85,7 @@ def run(
     Raises:
       ValueError: a setting is out of range, or the folder cannot be written.
     """
-    check_config(config)
+    _settings.check_config(config)
     try:
         return _run(experiment, config, results, listener)
     except ValueError as error:
@@ -152,26 +151,6 @@ def recorded(name: str) -> list[Result]:
     if not path.is_file():
         return []
     return [Result(path, **run) for run in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def check_config(config: Any) -> None:
-    """Whole numbers count something: at least 1. Others are finite, not negative; nothing empty.
-
-    Raises:
-      ValueError: naming the first field that is otherwise.
-    """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values:
-            raise InputError(f"{field.name}: got nothing, wanted at least one value")
-        for one in values:
-            if isinstance(one, bool | str):
-                continue
-            if isinstance(one, int) and one < 1:
-                raise InputError(f"{field.name}: got {one}, wanted an integer >= 1")
-            if isinstance(one, float) and not (math.isfinite(one) and one >= 0):
-                raise InputError(f"{field.name}: got {one}, wanted a finite number >= 0")
 
 
 def _digest(experiment: ModuleType, settings: dict[str, Any]) -> str:
