@@ -227,7 +227,7 @@ def on_moons(config: Config, kind: str) -> dict[str, Any]:
         "sizes": np.array(sizes),
         "steps": run.steps,
         "chosen": np.stack(chosen),
-        "line": (points[..., 1] * labels > 0).mean(axis=1),
+        "line": jnp.mean(points[..., 1] * labels > 0, axis=1),
         "points": problems[0]["train"][0],
         "labels": problems[0]["train"][1],
         **{name: x.reshape(*shape, *x.shape[2:]) for name, x in every.items()},
