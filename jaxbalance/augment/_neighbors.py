@@ -10,8 +10,8 @@ from jaxbalance import _check, _sharding
 from jaxbalance._types import Array, ArrayLike
 
 _ROWS = 256
-_COLUMNS = 4096
-_BLOCK = 32
+_COLUMNS = 10240
+_BLOCK = 16
 
 
 class Neighbors(NamedTuple):
@@ -41,9 +41,9 @@ def nearest_neighbors(
     .. math:: \text{the } k \text{ smallest } \lVert x_i - x_j \rVert^2
               \text{ over } j \ne i,\; y_j = y_i
 
-    Distances are matrix products of tiles of 256 examples with at most 4096 others, each reduced
+    Distances are matrix products of tiles of 256 examples with at most 10,240 others, each reduced
     to its k best before the next is looked at: memory does not grow with the number of examples
-    squared. Within a tile the k blocks of 32 with the smallest minima hold the k smallest numbers,
+    squared. Within a tile the k blocks of 16 with the smallest minima hold the k smallest numbers,
     so little is sorted.
 
     Args:
@@ -163,18 +163,27 @@ def _one_tile(
 
 
 def _largest(near: Array, first: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The largest numbers of every row among ``near`` and the best so far, and their places.
+    """The largest numbers of every row among ``near`` and the best so far, and their places."""
+    few, places = _selected(near, best[0].shape[1])
+    kept, which = jax.lax.top_k(jnp.concatenate([best[0], few], axis=1), best[0].shape[1])
+    places = jnp.concatenate([best[1], first + places], axis=1)
+    return kept, jnp.take_along_axis(places, which, axis=1)
+
+
+def _selected(values: Array, k: int) -> tuple[Array, Array]:
+    """A few numbers of every row with the k largest among them, and their places.
 
     Each of the k largest lies in one of the k blocks with the largest maxima: a block before its
     own in that order has a larger number in it. A block's members lie ``blocks`` apart, so that
     all maxima are taken side by side.
     """
-    (rows, columns), k = near.shape, best[0].shape[1]
+    rows, columns = values.shape
     blocks = columns // _BLOCK
-    parts = near.reshape(rows, _BLOCK, blocks)
-    _, chosen = jax.lax.top_k(jnp.max(parts, axis=1), k)
+    if columns % _BLOCK or blocks <= k:
+        return values, jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), values.shape)
+    parts = values.reshape(rows, _BLOCK, blocks)
+    few, places = _selected(jnp.max(parts, axis=1), k)
+    chosen = jnp.take_along_axis(places, jax.lax.top_k(few, k)[1], axis=1)
     few = jnp.take_along_axis(parts, chosen[:, None, :], axis=2).reshape(rows, _BLOCK * k)
     ranks = jnp.arange(_BLOCK, dtype=jnp.int32)[None, :, None]
-    places = (first + ranks * blocks + chosen[:, None, :]).reshape(rows, _BLOCK * k)
-    kept, which = jax.lax.top_k(jnp.concatenate([best[0], few], axis=1), k)
-    return kept, jnp.take_along_axis(jnp.concatenate([best[1], places], axis=1), which, axis=1)
+    return few, (ranks * blocks + chosen[:, None, :]).reshape(rows, _BLOCK * k)

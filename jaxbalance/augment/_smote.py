@@ -79,9 +79,8 @@ def smote(
     _check.positive_integer(k=k)
     targets = _targets(target_counts)
     points, ids = _neighbors.flat(inputs, labels, len(targets))
-    every = jnp.ones(len(ids), bool)
-    may = every if eligible is None else _sharding.replicated(jnp.asarray(eligible))
-    if may.shape != ids.shape or may.dtype != np.dtype(bool):
+    may = None if eligible is None else _sharding.replicated(jnp.asarray(eligible))
+    if may is not None and (may.shape != ids.shape or may.dtype != np.dtype(bool)):
         raise ValueError(
             f"eligible: got {may.dtype} of shape {may.shape}, wanted booleans of {ids.shape}"
         )
@@ -143,15 +142,16 @@ def _assemble(
     ids: Array,
     targets: HostArray,
     near: _neighbors.Neighbors,
-    may: Array,
+    may: Array | None,
 ) -> Resampled:
     classes = np.repeat(np.arange(len(targets), dtype=np.int32), targets)
     within = np.arange(len(classes)) - np.repeat(np.cumsum(targets) - targets, targets)
     of, rank = jnp.asarray(classes), jnp.asarray(within.astype(np.int32))
     shuffle, choose, go = jax.random.split(key, 3)
-    mixed = jax.random.permutation(shuffle, len(ids))
-    everyone = _Members(mixed, ids[mixed], len(targets))
-    first = _Members(mixed, jnp.where(may[mixed], ids[mixed], len(targets)), len(targets))
+    everyone = _Members(shuffle, ids, len(targets))
+    first = everyone
+    if may is not None:
+        first = _Members(shuffle, jnp.where(may, ids, len(targets)), len(targets))
     kept = rank < everyone.counts[of]
     turn = rank - everyone.counts[of]
     seed = jnp.where(first.counts[of] > 0, first.of(of, turn), everyone.of(of, turn))
@@ -168,10 +168,11 @@ def _assemble(
 class _Members:
     """The examples of every class in a random order, each class going round and round."""
 
-    def __init__(self, places: Array, ids: Array, num_classes: int):
-        order = jnp.argsort(ids, stable=True)
-        ends = jnp.searchsorted(ids[order], jnp.arange(num_classes + 1), side="left")
-        self.places, self.starts, self.counts = places[order], ends[:-1], jnp.diff(ends)
+    def __init__(self, key: Array, ids: Array, num_classes: int):
+        bits, places = jax.random.bits(key, ids.shape, jnp.uint32), jnp.arange(ids.size)
+        ordered, _, self.places = jax.lax.sort((ids, bits, places), num_keys=2)
+        ends = jnp.searchsorted(ordered, jnp.arange(num_classes + 1), side="left")
+        self.starts, self.counts = ends[:-1], jnp.diff(ends)
 
     def of(self, classes: Array, rank: Array) -> Array:
         """Place of the ``rank``-th example of a class; some place where the class has none."""
