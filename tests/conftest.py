@@ -59,6 +59,6 @@ def generator(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture(scope="module")
 def as_users_do():
-    """An experiment is a user's program: JAX's own defaults hold."""
+    """Experiments and the command line are a user's programs: JAX's own defaults hold."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -13,6 +13,8 @@ from jaxbalance import _storage, cli, compare, data
 from jaxbalance.compare import _files, _run, _score, _sweep
 from jaxbalance.compare._methods import METHODS
 
+pytestmark = pytest.mark.usefixtures("as_users_do")
+
 SMALL = ["--seeds", "2", "--steps", "20", "--step-sizes", "0.01"]
 USUAL = {"seeds": 2, "steps": 80, "step_sizes": (0.003, 0.03), "model": "linear"}
 PLAIN = _sweep.program(METHODS["plain"].training)
@@ -22,13 +24,6 @@ CHOSEN = [*OF_PLAIN, "focal", "ldam-drw", "imbsam", "smote", "crt"]
 OUTPUTS = {"report.md", "report.json", "recall_by_class.png", "learning_curves.png", "model.npz"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def relaxed():
-    """The command line runs under JAX's defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def remembering():
     """In place of ``train_group``: compiles nothing twice in this file."""
@@ -36,7 +31,7 @@ def remembering():
 
 
 @pytest.fixture(scope="module")
-def finished(relaxed, tmp_path_factory, remembering):
+def finished(as_users_do, tmp_path_factory, remembering):
     """One small comparison of methods of all kinds on the embedded data."""
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
@@ -45,13 +40,13 @@ def finished(relaxed, tmp_path_factory, remembering):
 
 
 @pytest.fixture(scope="module")
-def task(relaxed):
+def task(as_users_do):
     """The embedded data as that comparison splits them."""
     return _run.make_task(data.digits(), profile="exponential:50", seeds=2)
 
 
 @pytest.fixture(scope="module")
-def troubled(relaxed, tmp_path_factory):
+def troubled(as_users_do, tmp_path_factory):
     """Classes of two and of one example, and a step size that no network survives."""
     inputs = np.random.default_rng(5).normal(size=(73, 2)).astype(np.float32)
     labels = np.repeat([0, 1, 2, 3], [40, 30, 2, 1])

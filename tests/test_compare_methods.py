@@ -11,19 +11,14 @@ from jaxbalance.compare._augmentations import SMOTE, Batch
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._task import make_task
 
+pytestmark = pytest.mark.usefixtures("as_users_do")
+
 BUDGET = _plan.Budget(40, 32, (0.003, 0.01), "mlp")
 STILL = BUDGET._replace(step_sizes=(0.0,), model="linear")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def relaxed():
-    """The command line runs under JAX's defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
-def task(relaxed):
+def task(as_users_do):
     return make_task(data.digits(), profile="exponential:20", seeds=2)
 
 

@@ -27,15 +27,9 @@ from tests.regression_helpers import dataset, problem, written
 
 METHODS = compare.REGRESSION_METHODS
 PICTURES = {"error_by_target.png", "learning_curves.png"}
+pytestmark = pytest.mark.usefixtures("as_users_do")
 OUTPUTS = {"report.md", "report.json", "model.npz", *PICTURES}
 SMALL = ["--seeds", "2", "--steps", "20", "--step-sizes", "0.01"]
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-    """The command line runs under JAX's defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -19,28 +18,19 @@ from jaxbalance.compare import (
     _suite_statistics,
     _suite_table,
 )
+from tests.data_helpers import two_classes
+
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 SMALL = ["--seeds", "2", "--steps", "20", "--step-sizes", "0.01", "--methods", "post-hoc"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def relaxed():
-    """The command line runs under JAX's defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def problem(generator, *, rows=90, rare=15, columns=3):
-    labels = (np.arange(rows) < rare).astype(int)
-    return generator.normal(size=(rows, columns)) + 1.5 * labels[:, None], labels
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two good sets in one archive, a good table, and two that nothing can be learned from."""
     path, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(11)
-    first, labels = problem(generator)
-    second, others = problem(generator, rows=120, columns=5)
+    first, labels = two_classes(generator)
+    second, others = two_classes(generator, rows=120, columns=5)
     second[::7, 1] = np.nan
     arrays = {"X__one": first, "y__one": labels, "X__two": second, "y__two": others}
     np.savez(path / "many.npz", names=np.array(["one", "two"]), **arrays)
@@ -53,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(relaxed, folder, tmp_path_factory):
+def finished(as_users_do, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
     return out, compare.compare_suite(settings(folder, out))
 

@@ -1,6 +1,5 @@
 """Data sets of a suite are filled up to common shapes, and give what they give as they are."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,27 +9,18 @@ from jaxbalance.compare._augmentations import SMOTE
 from jaxbalance.compare._methods import METHODS
 from jaxbalance.compare._score import score
 from jaxbalance.compare._task import make_task
+from tests.data_helpers import two_classes
+
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 BUDGET = _plan.Budget(20, 32, (0.01,), "mlp")
 WANTED = [_run.wanted_of(METHODS[name]) for name in ("plain", "gaussian-head", "oversampling")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def relaxed():
-    """The command line runs under JAX's defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def problem(generator, *, rows=90, rare=15, columns=3):
-    labels = (np.arange(rows) < rare).astype(int)
-    return generator.normal(size=(rows, columns)) + 1.5 * labels[:, None], labels
-
-
 @pytest.fixture(scope="module")
-def both(relaxed):
+def both(as_users_do):
     """A task, the same filled up, what both were trained to, and the programs of the second."""
-    inputs, labels = problem(np.random.default_rng(12), rows=150, rare=20, columns=4)
+    inputs, labels = two_classes(np.random.default_rng(12), rows=150, rare=20, columns=4)
     inputs[::9, 2] = np.nan
     task = make_task(data.from_arrays(inputs, labels), profile="natural", seeds=2)
     wide, memory = _suite_padding.padded(task, columns=True), {}
@@ -83,7 +73,7 @@ def test_smote_finds_the_same_neighbours_in_a_filled_up_task(both):
 
 def test_programs_serve_data_sets_of_other_sizes(generator, both):
     for rows, columns in ((90, 3), (101, 16)):
-        inputs, labels = problem(generator, rows=rows, columns=columns)
+        inputs, labels = two_classes(generator, rows=rows, columns=columns)
         task = make_task(data.from_arrays(inputs, labels), profile="natural", seeds=2)
         ready = _suite_padding.padded(task, columns=True)
         _, number = _sweep.train_group(ready, BUDGET, WANTED, lambda fraction: None, both[2])
@@ -92,7 +82,7 @@ def test_programs_serve_data_sets_of_other_sizes(generator, both):
 
 @pytest.mark.parametrize("width", [3, 100])
 def test_what_is_larger_than_usual_fits_and_images_stay(generator, width):
-    inputs, labels = problem(generator, rows=2100, columns=width)
+    inputs, labels = two_classes(generator, rows=2100, columns=width)
     tests = np.arange(600, 2100)
     dataset = data.from_arrays(inputs, labels, test_indices=tests)
     task = _suite_padding.padded(

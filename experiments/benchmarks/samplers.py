@@ -1,13 +1,13 @@
 """Class-balanced index sampling from a million examples, beside PyTorch's WeightedRandomSampler.
 
-    python experiments/benchmarks/samplers.py [--torch PYTHON] [--json FILE]
+    python experiments/benchmarks/samplers.py [--torch PYTHON]
 
 Millions of indices per second, compiled, the fastest round; and microseconds for a single batch.
 The labels are long-tailed over 100 classes. Every sampler here draws its rows from the same class
 index. With ``--torch``, the interpreter of an environment that has PyTorch, the same labels are
 given there to the sampler that most people use, which makes a Python list of its indices; the
 tensor it makes the list of, from ``torch.multinomial``, is the second row. Theirs costs a pass over
-all examples for a single batch too. With ``--json`` the rows also go to a file.
+all examples for a single batch too.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,10 +50,7 @@ def seconds(call):
         times.append(time.perf_counter() - begun)
     return min(times)
 many, few = draws(batch * steps), draws(batch)
-print(json.dumps({
-    "version": torch.__version__,
-    "seconds": {name: [seconds(many[name]), seconds(few[name])] for name in many},
-}))
+print(json.dumps({name: [seconds(many[name]), seconds(few[name])] for name in many}))
 """
 
 
@@ -100,36 +96,11 @@ def _seconds(call: Callable[[], Any], rounds: int) -> float:
     return min(times)
 
 
-def _of_torch(python: str, rounds: int) -> tuple[str, dict[str, list[float]]]:
+def _of_torch(python: str, rounds: int) -> dict[str, list[float]]:
     settings = json.dumps([EXAMPLES, CLASSES, BATCH, STEPS, rounds])
     command = [python, "-c", PEER, settings, json.dumps(_shares().tolist())]
-    answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return answer["version"], answer["seconds"]
-
-
-def _rows(seconds: dict[str, list[float]], slow: float | None) -> list[dict[str, Any]]:
-    """What the table shows, in numbers."""
-    return [
-        {
-            "sampler": name,
-            "million_per_second": BATCH * STEPS / many / 1e6,
-            "batch_microseconds": few * 1e6,
-            "times_torch": slow / many if slow else None,
-        }
-        for name, (many, few) in seconds.items()
-    ]
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"| sampler | million per second | µs for a batch of {BATCH} | torch's / this |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        times = "" if row["times_torch"] is None else f"{row['times_torch']:.1f}"
-        speeds = f"{row['million_per_second']:.1f} | {row['batch_microseconds']:.0f}"
-        lines.append(f"| {row['sampler']} | {speeds} | {times} |")
-    return "\n".join(lines)
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return {f"torch {name}": times for name, times in json.loads(answer).items()}
 
 
 def main() -> None:
@@ -137,7 +108,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", help="a Python that has torch, for its rows")
-    parser.add_argument("--json", type=Path, help="a file for the rows and the versions")
     settings = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{EXAMPLES} examples, {CLASSES} classes, {jax.default_backend()}, load {load:.1f}")
@@ -145,17 +115,14 @@ def main() -> None:
         name: [_seconds(partial(draw, steps=n), settings.rounds) for n in (STEPS, 1)]
         for name, draw in _samplers().items()
     }
-    versions = {"jax": jax.__version__, "numpy": np.__version__}
-    slow = None
     if settings.torch:
-        versions["torch"], peers = _of_torch(settings.torch, settings.rounds)
-        slow = peers["WeightedRandomSampler"][0]
-        seconds |= {f"torch {name}": times for name, times in peers.items()}
-    rows = _rows(seconds, slow)
-    print(_table(rows))
-    if settings.json:
-        rows = [{**row, "device": jax.default_backend(), "versions": versions} for row in rows]
-        settings.json.write_text(json.dumps(rows, indent=1) + "\n")
+        seconds |= _of_torch(settings.torch, settings.rounds)
+    slow, _ = seconds.get("torch WeightedRandomSampler", (None, None))
+    print(f"| sampler | million per second | µs for a batch of {BATCH} | torch's / this |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, (many, few) in seconds.items():
+        ratio = f"{slow / many:.1f}" if slow else ""
+        print(f"| {name} | {BATCH * STEPS / many / 1e6:.1f} | {few * 1e6:.0f} | {ratio} |")
     print(f"load {os.getloadavg()[0]:.1f} after")
 
 

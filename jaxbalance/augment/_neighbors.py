@@ -117,7 +117,7 @@ def of_classes(points: Array, ids: Array, wanted: Array, k: int, largest: int) -
 
 
 def _width(largest: int, k: int) -> int:
-    """Columns of a tile: equal shares of the largest class, in whole blocks, at least k blocks."""
+    """Columns of a tile: equal shares of the largest class, in more than k whole blocks."""
     pieces = -(-largest // _COLUMNS)
     return max(-(-largest // (pieces * _BLOCK)), k + 1) * _BLOCK
 

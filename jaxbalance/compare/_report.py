@@ -302,10 +302,8 @@ def build_report(
     facts: Mapping[str, Any],
 ) -> Report:
     """Turn scores into estimates, paired differences and a verdict."""
-    rows, recommended = (
-        make_rows(ACCURACY, task, budget, scores, seconds),
-        recommend(ACCURACY, scores),
-    )
+    rows = make_rows(ACCURACY, task, budget, scores, seconds)
+    recommended = recommend(ACCURACY, scores)
     return Report(
         rows=rows,
         recommended=recommended,
